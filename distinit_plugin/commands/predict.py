@@ -1,0 +1,30 @@
+"""Print the top classes of videos by name, from a checkpoint of this program."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
+    parser.add_argument("--checkpoint", required=True, help="a fine-tuned checkpoint (it holds its own configuration)")
+    parser.add_argument("--classes", default="", help="file of class names, one per line; default: from the checkpoint")
+    parser.add_argument("--top", type=int, default=5, help="classes to print per video")
+    parser.add_argument("--clips", type=int, default=10, help="uniform clips per video")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a short table per video; the exit code is 1 when a video could not be read."""
+    from distinit_plugin import jobs
+
+    predictions = jobs.predict(
+        arguments.videos,
+        checkpoint=arguments.checkpoint,
+        class_file=arguments.classes,
+        top=arguments.top,
+        num_clips=arguments.clips,
+    )
+    for prediction in predictions:
+        print(prediction)
+    return 0 if all(prediction.reason is None for prediction in predictions) else 1

@@ -1,0 +1,32 @@
+"""Train and test from a YAML file: ``--cfg configs/DistInit/X.yaml --opts KEY VALUE …``, flags as in PySlowFast."""
+
+from __future__ import annotations
+
+import argparse
+
+from distinit_plugin.commands.common import add_config_arguments, load_from_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--dry-run", action="store_true", help="print shapes, cost and expected duration, then stop")
+    parser.add_argument("--num_shards", type=int, help="machines in the job (NUM_SHARDS)")
+    parser.add_argument("--shard_id", type=int, help="number of this machine (SHARD_ID)")
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the job of the YAML file."""
+    extra: list[str] = []
+    if arguments.dry_run:
+        extra += ["RUNNER.DRY_RUN", "True"]
+    if arguments.num_shards is not None:
+        extra += ["NUM_SHARDS", str(arguments.num_shards)]
+    if arguments.shard_id is not None:
+        extra += ["SHARD_ID", str(arguments.shard_id)]
+    cfg = load_from_arguments(arguments, extra)
+
+    from distinit_plugin import jobs  # after the configuration is known to be right: this imports torch
+
+    jobs.run(cfg)
+    return 0

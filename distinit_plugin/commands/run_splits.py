@@ -1,0 +1,23 @@
+"""Run a fine-tuning on all three splits of UCF-101 or HMDB-51 and print their average and deviation."""
+
+from __future__ import annotations
+
+import argparse
+
+from distinit_plugin.commands.common import add_config_arguments, load_from_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3], help="which splits")
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train and test once per split, in OUTPUT_DIR/split_N, and print one table."""
+    cfg = load_from_arguments(arguments)
+
+    from distinit_plugin import jobs
+
+    jobs.run_splits(cfg, tuple(arguments.splits))
+    return 0

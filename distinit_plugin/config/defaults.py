@@ -1,0 +1,190 @@
+"""Every key that the embedded runner reads, with its default.
+
+One comment a key: meaning, unit, legal values. Keys in PySlowFast's nodes (TRAIN, TEST, DATA, MODEL, …) have
+PySlowFast's names and meanings, so that its YAML files can be read. The plugin's own keys live in top-level nodes of
+their own (NETWORK, INIT, CORPUS, DISTILL, ACTION, RUNNER, PREDICT), so that dropping those nodes leaves a YAML that a
+plain PySlowFast reads.
+"""
+
+from __future__ import annotations
+
+from distinit_plugin.config.node import CfgNode
+
+_C = CfgNode()
+
+# ---------------------------------------------------------------------------------------------- PySlowFast's nodes
+_C.OUTPUT_DIR = "./runs/default"  # folder for checkpoints, logs and results; made if missing
+_C.RNG_SEED = 0  # seed of weights, sampling and augmentation; integer ≥ 0
+_C.NUM_GPUS = 0  # accelerators on this machine; 0: CPU
+_C.NUM_SHARDS = 1  # machines in the job
+_C.SHARD_ID = 0  # number of this machine, 0 … NUM_SHARDS − 1
+_C.LOG_PERIOD = 10  # optimizer steps between two log lines; ≥ 1
+_C.LOG_MODEL_INFO = True  # print parameters and GMACs at start
+
+_C.TRAIN = CfgNode()
+_C.TRAIN.ENABLE = True  # train
+_C.TRAIN.DATASET = "kinetics"  # "kinetics": {train,val,test}.csv of "path label" rows under DATA.PATH_TO_DATA_DIR
+_C.TRAIN.BATCH_SIZE = 32  # clips per optimizer step on this shard (all its GPUs together)
+_C.TRAIN.EVAL_PERIOD = 1  # epochs between validations; the last epoch is always validated
+_C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between checkpoints; the last epoch is always saved
+_C.TRAIN.AUTO_RESUME = True  # continue from the newest checkpoint in OUTPUT_DIR
+_C.TRAIN.CHECKPOINT_FILE_PATH = ""  # weights to start from (ours or PySlowFast's layout)
+_C.TRAIN.CHECKPOINT_EPOCH_RESET = True  # True: only the weights are taken; False: epoch and optimizer too
+_C.TRAIN.MIXED_PRECISION = False  # PySlowFast's fp16 flag: True means RUNNER.PRECISION fp16
+
+_C.TEST = CfgNode()
+_C.TEST.ENABLE = True  # test after training (or alone, with TRAIN.ENABLE False)
+_C.TEST.DATASET = "kinetics"  # as TRAIN.DATASET
+_C.TEST.BATCH_SIZE = 8  # clips per forward on this shard
+_C.TEST.CHECKPOINT_FILE_PATH = ""  # weights to test; empty: the newest checkpoint of OUTPUT_DIR
+_C.TEST.NUM_ENSEMBLE_VIEWS = 10  # clips per video, uniformly spaced and reaching the end
+_C.TEST.NUM_SPATIAL_CROPS = 1  # 1: centre; 3: along the longer side
+
+_C.DATA = CfgNode()
+_C.DATA.PATH_TO_DATA_DIR = ""  # folder of {train,val,test}.csv when CORPUS names no corpora
+_C.DATA.PATH_PREFIX = ""  # put before every path of those lists
+_C.DATA.PATH_LABEL_SEPARATOR = " "  # between path and label; the last one in a row counts
+_C.DATA.NUM_FRAMES = 8  # frames of the student's clip
+_C.DATA.SAMPLING_RATE = 1  # distance between those frames, in frames
+_C.DATA.MEAN = [0.45, 0.45, 0.45]  # per-channel mean, RGB in [0, 1]
+_C.DATA.STD = [0.225, 0.225, 0.225]  # per-channel standard deviation
+_C.DATA.TRAIN_JITTER_SCALES = [128, 160]  # range of the short side from which training crops are cut, pixels
+_C.DATA.TRAIN_CROP_SIZE = 112  # training crop, pixels
+_C.DATA.TEST_CROP_SIZE = 112  # test crop, pixels
+_C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; switch off for left/right labels and digits
+
+_C.DATA_LOADER = CfgNode()
+_C.DATA_LOADER.NUM_WORKERS = 2  # decoding processes per rank; 0: in the main process
+_C.DATA_LOADER.PIN_MEMORY = True  # page-locked batches; only used with a GPU
+
+_C.MODEL = CfgNode()
+_C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
+_C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is built where no term reads it
+_C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
+
+_C.RESNET = CfgNode()
+_C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18 or 34
+
+_C.BN = CfgNode()
+_C.BN.USE_PRECISE_STATS = False  # recompute BN statistics before validation, test and checkpoint
+_C.BN.NUM_BATCHES_PRECISE = 200  # batches used for that
+_C.BN.WEIGHT_DECAY = 0.0  # weight decay of BN parameters; -1: same as SOLVER.WEIGHT_DECAY
+
+_C.SOLVER = CfgNode()
+_C.SOLVER.OPTIMIZING_METHOD = "sgd"  # sgd, adamw
+_C.SOLVER.BASE_LR = 0.01  # learning rate of the whole job (not per GPU), after warm-up
+_C.SOLVER.LR_POLICY = "steps_with_relative_lrs"  # steps_with_relative_lrs, cosine, plateau
+_C.SOLVER.MAX_EPOCH = 45  # length of training in RUNNER.SCHEDULE_UNIT
+_C.SOLVER.STEPS = [0]  # starts of the stages of steps_with_relative_lrs, first 0, in RUNNER.SCHEDULE_UNIT
+_C.SOLVER.LRS = [1.0]  # learning rate of each stage, as a factor of BASE_LR
+_C.SOLVER.COSINE_END_LR = 0.0  # learning rate at the end of the cosine
+_C.SOLVER.WARMUP_EPOCHS = 0.0  # linear warm-up, in RUNNER.SCHEDULE_UNIT
+_C.SOLVER.WARMUP_START_LR = 0.001  # learning rate at its start
+_C.SOLVER.MOMENTUM = 0.9  # of SGD
+_C.SOLVER.DAMPENING = 0.0  # of SGD
+_C.SOLVER.NESTEROV = True  # of SGD
+_C.SOLVER.BETAS = [0.9, 0.999]  # of AdamW
+_C.SOLVER.WEIGHT_DECAY = 1e-4  # of weights
+_C.SOLVER.ZERO_WD_1D_PARAM = False  # no weight decay for biases and other 1-D parameters
+_C.SOLVER.CLIP_GRAD_VAL = 0.0  # clip each gradient entry to ±this; 0: off
+_C.SOLVER.CLIP_GRAD_L2NORM = 0.0  # clip the global gradient norm to this; 0: off
+
+_C.TENSORBOARD = CfgNode()
+_C.TENSORBOARD.ENABLE = False  # write scalars for TensorBoard
+_C.TENSORBOARD.LOG_DIR = ""  # under OUTPUT_DIR; empty: "tensorboard"
+
+# ---------------------------------------------------------------------------------------------- the plugin's own nodes
+_C.NETWORK = CfgNode()  # switches of the registered networks (the student)
+_C.NETWORK.VARIANT = "vmz"  # Res3D, R2Plus1D: "vmz" or "torchvision" (mid-planes and BN eps together)
+_C.NETWORK.WIDTH = 64  # channels of the first stage; 64 is the papers'
+_C.NETWORK.STEM_POOL = False  # Res3D: 1×3×3 max-pool after conv1, as in the 2D ResNet (the paper's Res3D has none)
+_C.NETWORK.TEMPORAL_PADDING = "zeros"  # "zeros" or "replicate": padding in time
+
+_C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
+_C.INIT.INFLATE_FROM = ""  # a 2D network ("torchvision/resnet18", "Res2D", …) whose weights are inflated; empty: off
+_C.INIT.INFLATE_WEIGHTS = ""  # torchvision tag or file of that network's weights
+_C.INIT.TRAINABLE = "all"  # "all", or "classifier": only the last layer trains, the trunk stays in eval mode
+
+_C.CORPUS = CfgNode()
+_C.CORPUS.TRAIN = CfgNode(new_allowed=True)  # NAME: {FORMAT, PATH, …} (see CORPUS_ENTRY); several are mixed by WEIGHT
+_C.CORPUS.VAL = CfgNode(new_allowed=True)  # the same for validation; empty: no validation
+_C.CORPUS.TEST = CfgNode(new_allowed=True)  # the same for the test
+_C.CORPUS.SPLIT = 1  # split of UCF-101 and HMDB-51: 1, 2 or 3
+_C.CORPUS.TARGET_FPS = 0.0  # resample videos to this frame rate by their time stamps; 0: native frames
+_C.CORPUS.TEST_SCALE = 0  # short side from which test crops are cut, pixels; 0: DATA.TEST_CROP_SIZE
+_C.CORPUS.TEST_CLIPS = "uniform"  # "uniform": TEST.NUM_ENSEMBLE_VIEWS clips; "dense": one every CORPUS.DENSE_STRIDE
+_C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
+_C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad
+_C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of the corpus than this is bad
+_C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
+
+CORPUS_ENTRY = CfgNode()
+"""Keys of one named node below CORPUS.TRAIN, CORPUS.VAL or CORPUS.TEST."""
+CORPUS_ENTRY.FORMAT = "folder"  # folder, list, csv, ucf101, hmdb51, kinetics, frames
+CORPUS_ENTRY.PATH = ""  # the folder, list file or csv
+CORPUS_ENTRY.ROOT = ""  # where the videos are, when PATH is a list or a folder of split files
+CORPUS_ENTRY.SUBSET = ""  # "train" or "test" of UCF-101 and HMDB-51; a split name of a Kinetics csv; empty: by use
+CORPUS_ENTRY.LABELED = False  # take the labels; False: labels are dropped where there are any
+CORPUS_ENTRY.CLASSES = ""  # file of class names, one per line (csv, kinetics); folder: empty means sub-folders
+CORPUS_ENTRY.WEIGHT = 1.0  # share of training clips drawn from this corpus, relative to the others; 0 < w; -1: by size
+
+_C.DISTILL = CfgNode()
+_C.DISTILL.TEACHERS = CfgNode(new_allowed=True)  # NAME: {ARCH, WEIGHTS, …} (see TEACHER_ENTRY)
+_C.DISTILL.GATE = "weight"  # examples above MAX_ENTROPY: "weight" 0 (the paper), or "skip" them before the student
+_C.DISTILL.GATE_MEAN = "all"  # the loss is the mean over "all" examples of the batch or over the "kept" ones
+
+TEACHER_ENTRY = CfgNode()
+"""Keys of one named node below DISTILL.TEACHERS."""
+TEACHER_ENTRY.ARCH = "torchvision/resnet50"  # "torchvision/NAME", "timm/NAME", or a registered network
+TEACHER_ENTRY.WEIGHTS = "IMAGENET1K_V1"  # torchvision tag, "timm" (its default weights), file, or "random"
+TEACHER_ENTRY.NUM_CLASSES = 1000  # classes of the teacher's classifier
+TEACHER_ENTRY.DEPTH = 18  # of a registered network as teacher
+TEACHER_ENTRY.WIDTH = 64  # of a registered network as teacher
+TEACHER_ENTRY.LAYER = "logits"  # what is matched: logits, features, feature_map
+TEACHER_ENTRY.STUDENT_LAYER = ""  # logits, features or a layer of the student; empty: chosen for HEAD and LAYER
+TEACHER_ENTRY.HEAD = "linear"  # "linear": a new layer on the student (1×1×1 for maps); "own": the student's logits
+TEACHER_ENTRY.LOSS = "soft_cross_entropy"  # soft_cross_entropy, kl, mse, cosine
+TEACHER_ENTRY.LOSS_WEIGHT = 1.0  # factor of this term; 0: switched off
+TEACHER_ENTRY.TEMPERATURE = 1.0  # τ of equation 1, divides the teacher's logits
+TEACHER_ENTRY.TEMPER_STUDENT = False  # τ divides the student's logits too
+TEACHER_ENTRY.SCALE_BY_TEMPERATURE = False  # multiply the loss by τ²
+TEACHER_ENTRY.CLASS_REDUCTION = "mean"  # mse: "mean" or "sum" over classes (or feature dimensions)
+TEACHER_ENTRY.MAX_ENTROPY = -1.0  # nats; examples whose teacher entropy is at or above it are gated; -1: no gate
+TEACHER_ENTRY.FRAME_PICK = "center"  # center, random, uniform (of the clip's frames), or clip: all of them
+TEACHER_ENTRY.NUM_PICKED_FRAMES = 1  # frames per clip; their logits are averaged before the softmax
+TEACHER_ENTRY.CROP_SIZE = 224  # pixels at which the teacher sees the clip's crop
+TEACHER_ENTRY.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of the teacher's input
+TEACHER_ENTRY.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation
+
+_C.ACTION = CfgNode()
+_C.ACTION.LOSS = "cross_entropy"  # loss on labels
+_C.ACTION.LOSS_WEIGHT = 0.0  # factor of the action term; 0: labels are not needed
+_C.ACTION.LABEL_SMOOTHING = 0.0  # [0, 1)
+
+_C.RUNNER = CfgNode()
+_C.RUNNER.CLIPS_PER_EPOCH = 0  # clips (all ranks together) that make an epoch; 0: the corpus once
+_C.RUNNER.SCHEDULE_UNIT = "epoch"  # unit of SOLVER.MAX_EPOCH, STEPS, WARMUP_EPOCHS: "epoch" or "step"
+_C.RUNNER.ACCUMULATE = 1  # micro-batches per optimizer step; TRAIN.BATCH_SIZE is divided by it
+_C.RUNNER.PRECISION = "auto"  # auto (bf16 where the hardware has it and is right, else fp32), fp32, bf16, fp16
+_C.RUNNER.CHECK_CONVOLUTIONS = True  # compare each distinct bf16/fp16 convolution with fp32 once and repair
+_C.RUNNER.CHANNELS_LAST = "auto"  # auto (where it is faster), on, off: memory format of 5-D tensors
+_C.RUNNER.COMPILE = False  # torch.compile the student
+_C.RUNNER.FLUSH_DENORMALS = True  # treat denormal floats as zero (decides the speed on CPUs)
+_C.RUNNER.DETERMINISTIC = False  # exact reproduction: fp32, deterministic algorithms
+_C.RUNNER.DRY_RUN = False  # print shapes, parameters, GMACs, memory, clips/s and the expected duration, then stop
+_C.RUNNER.DEVICE = "auto"  # auto, cpu, cuda
+_C.RUNNER.NUM_THREADS = 0  # CPU threads per rank; 0: torch's default
+_C.RUNNER.PLATEAU_PATIENCE = 2  # plateau policy: epochs without a lower validation (else training) loss before the learning rate drops
+_C.RUNNER.PLATEAU_FACTOR = 0.1  # by this factor
+_C.RUNNER.KEEP_CHECKPOINTS = 0  # newest epoch checkpoints to keep; 0: all
+_C.RUNNER.PROGRESS = True  # progress bar on a terminal
+
+# Entries of these nodes have the user's names; each starts with every key of its template.
+_C.DISTILL.TEACHERS.set_template(TEACHER_ENTRY, required="ARCH")
+for _corpora in (_C.CORPUS.TRAIN, _C.CORPUS.VAL, _C.CORPUS.TEST):
+    _corpora.set_template(CORPUS_ENTRY, required="PATH")
+
+
+def get_cfg() -> CfgNode:
+    """A fresh copy of the defaults."""
+    return _C.clone()

@@ -1,0 +1,137 @@
+"""From YAML files and ``KEY VALUE`` words to one frozen, checked configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distinit_plugin.config.defaults import get_cfg
+from distinit_plugin.config.node import CfgNode, Merger
+from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
+from distinit_plugin.config.validate import validate
+from distinit_plugin.config.yaml_files import base_beside, parse_yaml, read_chain
+from distinit_plugin.errors import ConfigError
+from distinit_plugin.registry import near_matches
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def load_cfg(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], opts: Sequence[Any] = (), *, check: bool = True
+) -> tuple[CfgNode, list[str]]:
+    """Load one or more YAML files, then overrides.
+
+    Args:
+        paths: YAML files, later ones override earlier ones; names of shipped files work too (``resolve_config``).
+        opts: ``[KEY, value, KEY, value, …]``; values are words of a command line or Python values.
+        check: Also ``validate`` the result (without looking for the files that it names).
+
+    Returns:
+        The frozen configuration, and one sentence for each PySlowFast key that was set and is not honoured.
+
+    Raises:
+        ConfigError: Everything that is wrong, at once.
+    """
+    names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    cfg = get_cfg()
+    merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
+    for name in names:
+        for path, values in read_chain(resolve_config(name), _find_base):
+            merger.merge(values, str(path))
+    merger.merge_pairs(list(opts), "--opts")
+    return _finish(cfg, merger, check)
+
+
+def parse_cfg(text: str, source: str, *, check: bool = True) -> tuple[CfgNode, list[str]]:
+    """Load a configuration from YAML text, for example the one that a checkpoint holds.
+
+    Args:
+        text: What ``cfg.dump()`` gave.
+        source: Where it comes from, for errors.
+        check: As in ``load_cfg``.
+
+    Raises:
+        ConfigError: Everything that is wrong, at once.
+    """
+    values = parse_yaml(text, source)
+    if not isinstance(values, dict):
+        raise ConfigError([f"{source}: a mapping of KEY: value is expected."])
+    cfg = get_cfg()
+    merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
+    merger.merge(values, source)
+    return _finish(cfg, merger, check)
+
+
+def resolve_config(path: str | os.PathLike[str]) -> Path:
+    """Find a YAML file: as a path from here first, else among the shipped ones.
+
+    ``configs/DistInit/X.yaml`` and ``DistInit/X.yaml`` both name a shipped file, from any folder.
+
+    Raises:
+        ConfigError: There is no such file; the text names shipped files that are near.
+    """
+    given = Path(path).expanduser()
+    if given.is_file():
+        return given
+    shipped = _shipped(os.fspath(path))
+    if shipped is not None:
+        return shipped
+    names = shipped_configs()
+    by_stem = {Path(name).stem: name for name in names}
+    hint = near_matches(os.fspath(path), names) or near_matches(given.stem, list(by_stem))
+    for stem, name in by_stem.items():
+        hint = hint.replace(f" {stem}?", f" {name}?").replace(f" {stem} ", f" {name} ")
+    what = "a folder, not a YAML file" if given.is_dir() else "no such file"
+    raise ConfigError([f"{path}: {what}, from {Path.cwd()} or among the shipped configs ({shipped_folder()}).{hint}"])
+
+
+def shipped_folder() -> Path:
+    """The folder of the shipped YAML files: inside the installed package, or ``configs/`` of a source checkout."""
+    installed = _PACKAGE / "shipped" / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """The names of all shipped YAML files that can be run (``configs/DistInit/X.yaml``), sorted."""
+    folder = shipped_folder()
+    names = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return sorted(f"configs/{name.as_posix()}" for name in names if "_base_" not in name.parts)
+
+
+def _shipped(name: str) -> Path | None:
+    """The shipped file of that name, never one outside the shipped folder."""
+    parts = [part for part in Path(name).parts if part != "."]
+    if parts[:1] == ["configs"]:
+        parts = parts[1:]
+    if not parts or ".." in parts or Path(name).is_absolute():
+        return None
+    candidate = shipped_folder().joinpath(*parts)
+    return candidate if candidate.is_file() else None
+
+
+def _find_base(path: Path, base: str) -> Path | None:
+    """Beside the file that names it, else shipped, so that a user's own YAML can start from a shipped one."""
+    return base_beside(path, base) or _shipped(base)
+
+
+def _finish(cfg: CfgNode, merger: Merger, check: bool) -> tuple[CfgNode, list[str]]:
+    merger.raise_problems()
+    if check:
+        validate(cfg)
+    cfg.freeze()
+    warnings = [
+        f"{key} is {value!r} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
+        f"default, {PYSLOWFAST_DEFAULTS[key]!r}."
+        for key, (value, source) in merger.unhonoured.items()
+        if not _same(value, PYSLOWFAST_DEFAULTS[key])
+    ]
+    return cfg, warnings
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Equal as configuration values: lists and tuples alike, the word None as null."""
+    if isinstance(value, list | tuple) and isinstance(default, list | tuple):
+        return len(value) == len(default) and all(map(_same, value, default))
+    return bool(value == default) or (default is None and value in (None, "None"))

@@ -1,0 +1,219 @@
+"""What each key may hold, one rule a key. Rules that join several keys are in ``validate.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fvcore.common.registry import Registry
+
+from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
+
+NETWORK_SWITCHES = {
+    "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
+    "Res2D": ("WIDTH",),
+    "Res3D": ("VARIANT", "WIDTH", "STEM_POOL", "TEMPORAL_PADDING"),
+}
+"""The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
+NETWORKS = tuple(NETWORK_SWITCHES)
+DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
+ACTION_LOSSES = ("cross_entropy",)
+SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
+FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
+FRAME_PICKS = ("center", "random", "uniform", "clip")
+DEPTHS = (10, 18, 34)
+
+
+class Rule(NamedTuple):
+    """A test of one value and the text that says what passes it."""
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+    choices: Callable[[], list[str]] = list
+
+    def problem(self, key: str, value: Any, default: Any) -> str | None:
+        """The sentence for a value that the rule does not accept; ``None`` for one that it does."""
+        if self.accepts(value):
+            return None
+        hint = near_matches(value, self.choices()) if isinstance(value, str) else ""
+        return f"{key}: {value!r} is not allowed. Allowed: {self.allowed}.{hint or f' The default is {default!r}.'}"
+
+
+def one_of(*names: Any) -> Rule:
+    """Exactly one of some values."""
+    return Rule(", ".join(map(str, names)), lambda value: value in names, lambda: [str(name) for name in names])
+
+
+def registered(known: tuple[str, ...], registry: Registry, without: tuple[str, ...] = ()) -> Rule:
+    """A name of this package, or one that other code has registered; ``without`` are for another use."""
+
+    def names() -> list[str]:
+        return sorted({*known, *(name for name, _ in registry if name not in without)})
+
+    return Rule(", ".join(known), lambda value: value in names(), names)
+
+
+def number(
+    *, least: float | None = None, above: float | None = None, most: float | None = None, below: float | None = None
+) -> Rule:
+    """A number within bounds."""
+    bounds = [("≥", least), (">", above), ("≤", most), ("<", below)]
+    text = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    return Rule(
+        f"a number {text}",
+        lambda value: (
+            (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        ),
+    )
+
+
+def number_or(special: float, meaning: str, rule: Rule) -> Rule:
+    """A number within bounds, or a special value with a meaning."""
+    return Rule(f"{rule.allowed}, or {special:g} ({meaning})", lambda value: value == special or rule.accepts(value))
+
+
+def items(rule: Rule, length: int | None = None) -> Rule:
+    """A list whose entries all pass a rule."""
+    count = "one or more entries" if length is None else f"exactly {length} entries"
+    return Rule(
+        f"a list of {count}, each {rule.allowed}",
+        lambda value: (len(value) > 0 if length is None else len(value) == length) and all(map(rule.accepts, value)),
+    )
+
+
+def network_name() -> Rule:
+    """A network of this package, a registered one, or one of another package by ``package/NAME``."""
+
+    def names() -> list[str]:
+        return sorted({*NETWORKS, *(name for name, _ in MODELS)})
+
+    def accepts(value: str) -> bool:
+        package, slash, name = value.partition("/")
+        return value in names() or (bool(slash and name) and package in ("torchvision", "pytorchvideo"))
+
+    return Rule(f"{', '.join(NETWORKS)}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
+
+
+def teacher_name() -> Rule:
+    """An image network of torchvision or timm, or a network of this package."""
+
+    def names() -> list[str]:
+        return sorted({*NETWORKS, *(name for name, _ in MODELS)})
+
+    def accepts(value: str) -> bool:
+        package, slash, name = value.partition("/")
+        return value in names() or (bool(slash and name) and package in ("torchvision", "timm"))
+
+    return Rule(f"torchvision/NAME, timm/NAME, {', '.join(NETWORKS)}", accepts, names)
+
+
+_NOT_EMPTY = Rule("any text but the empty one", lambda value: bool(value.strip()))
+_COUNT = number(least=1)
+_FROM_ZERO = number(least=0)
+_FRACTION = number(least=0, below=1)
+_MEAN = items(number(least=0, most=1), 3)
+_STD = items(number(above=0), 3)
+_CROP = number(least=8)
+
+RULES: dict[str, Rule] = {
+    "OUTPUT_DIR": _NOT_EMPTY,
+    "RNG_SEED": _FROM_ZERO,
+    "NUM_GPUS": _FROM_ZERO,
+    "NUM_SHARDS": _COUNT,
+    "SHARD_ID": _FROM_ZERO,
+    "LOG_PERIOD": _COUNT,
+    "TRAIN.DATASET": Rule("kinetics (other data sets go into CORPUS.TRAIN)", lambda value: value.lower() == "kinetics"),
+    "TRAIN.BATCH_SIZE": _COUNT,
+    "TRAIN.EVAL_PERIOD": _COUNT,
+    "TRAIN.CHECKPOINT_PERIOD": _COUNT,
+    "TEST.DATASET": Rule("kinetics (other data sets go into CORPUS.TEST)", lambda value: value.lower() == "kinetics"),
+    "TEST.BATCH_SIZE": _COUNT,
+    "TEST.NUM_ENSEMBLE_VIEWS": _COUNT,
+    "TEST.NUM_SPATIAL_CROPS": one_of(1, 3),
+    "DATA.PATH_LABEL_SEPARATOR": Rule("text without a line break", lambda value: value != "" and "\n" not in value),
+    "DATA.NUM_FRAMES": _COUNT,
+    "DATA.SAMPLING_RATE": _COUNT,
+    "DATA.MEAN": _MEAN,
+    "DATA.STD": _STD,
+    "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
+    "DATA.TRAIN_CROP_SIZE": _CROP,
+    "DATA.TEST_CROP_SIZE": _CROP,
+    "DATA_LOADER.NUM_WORKERS": _FROM_ZERO,
+    "MODEL.MODEL_NAME": network_name(),
+    "MODEL.NUM_CLASSES": _COUNT,
+    "MODEL.DROPOUT_RATE": _FRACTION,
+    "BN.NUM_BATCHES_PRECISE": _COUNT,
+    "BN.WEIGHT_DECAY": number_or(-1, "the same as SOLVER.WEIGHT_DECAY", _FROM_ZERO),
+    "SOLVER.OPTIMIZING_METHOD": one_of("sgd", "adamw"),
+    "SOLVER.BASE_LR": number(above=0),
+    "SOLVER.LR_POLICY": one_of("steps_with_relative_lrs", "cosine", "plateau"),
+    "SOLVER.MAX_EPOCH": _COUNT,
+    "SOLVER.STEPS": items(_FROM_ZERO),
+    "SOLVER.LRS": items(_FROM_ZERO),
+    "SOLVER.COSINE_END_LR": _FROM_ZERO,
+    "SOLVER.WARMUP_EPOCHS": _FROM_ZERO,
+    "SOLVER.WARMUP_START_LR": _FROM_ZERO,
+    "SOLVER.MOMENTUM": _FRACTION,
+    "SOLVER.DAMPENING": _FRACTION,
+    "SOLVER.BETAS": items(_FRACTION, 2),
+    "SOLVER.WEIGHT_DECAY": _FROM_ZERO,
+    "SOLVER.CLIP_GRAD_VAL": _FROM_ZERO,
+    "SOLVER.CLIP_GRAD_L2NORM": _FROM_ZERO,
+    "NETWORK.VARIANT": one_of("vmz", "torchvision"),
+    "NETWORK.WIDTH": _COUNT,
+    "NETWORK.TEMPORAL_PADDING": one_of("zeros", "replicate"),
+    "INIT.TRAINABLE": one_of("all", "classifier"),
+    "CORPUS.SPLIT": one_of(1, 2, 3),
+    "CORPUS.TARGET_FPS": _FROM_ZERO,
+    "CORPUS.TEST_SCALE": number_or(0, "DATA.TEST_CROP_SIZE", _CROP),
+    "CORPUS.TEST_CLIPS": one_of("uniform", "dense"),
+    "CORPUS.DENSE_STRIDE": _COUNT,
+    "CORPUS.DECODE_TIMEOUT": number(above=0),
+    "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "DISTILL.GATE": one_of("weight", "skip"),
+    "DISTILL.GATE_MEAN": one_of("all", "kept"),
+    "ACTION.LOSS": registered(ACTION_LOSSES, LOSSES, without=DISTILL_LOSSES),
+    "ACTION.LOSS_WEIGHT": _FROM_ZERO,
+    "ACTION.LABEL_SMOOTHING": _FRACTION,
+    "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
+    "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
+    "RUNNER.ACCUMULATE": _COUNT,
+    "RUNNER.PRECISION": one_of("auto", "fp32", "bf16", "fp16"),
+    "RUNNER.CHANNELS_LAST": one_of("auto", "on", "off"),
+    "RUNNER.DEVICE": one_of("auto", "cpu", "cuda"),
+    "RUNNER.NUM_THREADS": _FROM_ZERO,
+    "RUNNER.PLATEAU_PATIENCE": _FROM_ZERO,
+    "RUNNER.PLATEAU_FACTOR": number(above=0, below=1),
+    "RUNNER.KEEP_CHECKPOINTS": _FROM_ZERO,
+}
+
+CORPUS_RULES: dict[str, Rule] = {
+    "FORMAT": registered(FORMATS, CORPORA),
+    "PATH": _NOT_EMPTY,
+    "WEIGHT": number_or(-1, "by size", number(above=0)),
+}
+"""Keys of each entry below CORPUS.TRAIN, CORPUS.VAL and CORPUS.TEST."""
+
+TEACHER_RULES: dict[str, Rule] = {
+    "ARCH": teacher_name(),
+    "WEIGHTS": _NOT_EMPTY,
+    "NUM_CLASSES": number(least=2),
+    "DEPTH": one_of(*DEPTHS),
+    "WIDTH": _COUNT,
+    "LAYER": one_of("logits", "features", "feature_map"),
+    "HEAD": one_of("linear", "own"),
+    "LOSS": registered(DISTILL_LOSSES, LOSSES, without=ACTION_LOSSES),
+    "LOSS_WEIGHT": _FROM_ZERO,
+    "TEMPERATURE": number(above=0),
+    "CLASS_REDUCTION": one_of("mean", "sum"),
+    "MAX_ENTROPY": number_or(-1, "no gate", number(above=0)),
+    "FRAME_PICK": registered(FRAME_PICKS, FRAME_PICKERS),
+    "NUM_PICKED_FRAMES": _COUNT,
+    "CROP_SIZE": _CROP,
+    "MEAN": _MEAN,
+    "STD": _STD,
+}
+"""Keys of each entry below DISTILL.TEACHERS."""

@@ -1,0 +1,92 @@
+"""Rules over several keys of a teacher's entry, and of the entropy gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from distinit_plugin.config.defaults import TEACHER_ENTRY
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import DISTILL_LOSSES, SOFTMAX_LOSSES
+
+Problems = Iterator[str]
+
+
+def teacher_problems(cfg: CfgNode) -> Problems:
+    """What the keys of each teacher demand of one another and of the student."""
+    for name, entry in cfg.DISTILL.TEACHERS.items():
+        for check in (_teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
+            yield from check(f"DISTILL.TEACHERS.{name}", entry, cfg)
+
+
+def _teacher_weights(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    package, tag = entry.ARCH.partition("/")[0], entry.WEIGHTS
+    is_tag = tag.isupper() and "/" not in tag and "." not in tag
+    if tag == "timm" and package != "timm":
+        yield f"{where}.WEIGHTS: timm is for timm/NAME, ARCH is {entry.ARCH}. Give a torchvision tag or a weights file."
+    if is_tag and package != "torchvision":
+        fix = "timm" if package == "timm" else "a weights file, or random"
+        yield f"{where}.WEIGHTS: {tag} is a tag of torchvision, ARCH is {entry.ARCH}. Use {fix}."
+    if tag.startswith("IMAGENET1K") and is_tag and entry.NUM_CLASSES != 1000 and entry.LAYER == "logits":
+        yield (
+            f"{where}.NUM_CLASSES: {entry.NUM_CLASSES}, but weights {tag} have 1000 classes. Set 1000, or WEIGHTS to "
+            "the file that has these classes."
+        )
+
+
+def _teacher_layers(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    if entry.LOSS in SOFTMAX_LOSSES and entry.LAYER == "features":
+        yield f"{where}.LOSS: {entry.LOSS} compares classes, LAYER is features. Use mse or cosine, or LAYER logits."
+    if entry.LOSS in set(DISTILL_LOSSES) - set(SOFTMAX_LOSSES):
+        for key in ("TEMPERATURE", "TEMPER_STUDENT", "SCALE_BY_TEMPERATURE"):
+            if entry[key] != TEACHER_ENTRY[key]:
+                readers = " and ".join(SOFTMAX_LOSSES)
+                default = TEACHER_ENTRY[key]
+                yield f"{where}.{key}: {entry[key]} is only read by {readers}, LOSS is {entry.LOSS}. Use {default}."
+    if entry.CLASS_REDUCTION == "sum" and entry.LOSS in set(DISTILL_LOSSES) - {"mse"}:
+        yield f"{where}.CLASS_REDUCTION: sum is only read by mse, LOSS is {entry.LOSS}. Set it to mean."
+    if entry.HEAD == "own" and entry.LAYER == "logits":
+        if entry.NUM_CLASSES != cfg.MODEL.NUM_CLASSES:
+            yield (
+                f"{where}.HEAD: own compares the student's own {cfg.MODEL.NUM_CLASSES} logits (MODEL.NUM_CLASSES) with "
+                f"{entry.NUM_CLASSES} of the teacher. Make them equal, or use HEAD linear."
+            )
+        if entry.STUDENT_LAYER not in ("", "logits"):
+            yield f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER!r} with HEAD own, which is the logits. Leave it empty."
+    if entry.LAYER == "feature_map" and entry.STUDENT_LAYER in ("logits", "features"):
+        yield f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER!r} is no map, LAYER is feature_map. Name a layer."
+
+
+def _teacher_frames(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    pick, count, frames = entry.FRAME_PICK, entry.NUM_PICKED_FRAMES, cfg.DATA.NUM_FRAMES
+    if pick == "center" and count > 1:
+        yield f"{where}.NUM_PICKED_FRAMES: {count}, but FRAME_PICK center is one frame. Set 1, or pick random."
+    elif pick == "clip" and count not in (1, frames):
+        yield f"{where}.NUM_PICKED_FRAMES: {count}, but FRAME_PICK clip is all {frames} frames. Leave it at 1."
+    elif count > frames:
+        yield f"{where}.NUM_PICKED_FRAMES: {count} is not allowed. Allowed: 1 … {frames} (DATA.NUM_FRAMES)."
+
+
+def _teacher_gate(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    if entry.MAX_ENTROPY < 0:
+        return
+    most = math.log(entry.NUM_CLASSES)
+    if entry.LAYER != "logits":
+        yield f"{where}.MAX_ENTROPY: {entry.MAX_ENTROPY:g} needs class probabilities, LAYER is {entry.LAYER}. Set -1."
+    elif most < entry.MAX_ENTROPY:
+        yield (
+            f"{where}.MAX_ENTROPY: {entry.MAX_ENTROPY:g} nats never gate: {entry.NUM_CLASSES} classes have at most "
+            f"{most:.2f}. Use less, or -1 for no gate."
+        )
+
+
+def gate_problems(cfg: CfgNode) -> Problems:
+    """Switches of the entropy gate while no teacher has one."""
+    if any(entry.MAX_ENTROPY >= 0 and entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values()):
+        return
+    for key, default in (("GATE", "weight"), ("GATE_MEAN", "all")):
+        if cfg.DISTILL[key] != default:
+            yield (
+                f"DISTILL.{key}: {cfg.DISTILL[key]} has no effect without a gate. Set MAX_ENTROPY of a teacher "
+                f"(DISTILL.TEACHERS.NAME.MAX_ENTROPY 2.7), or leave it at {default}."
+            )

@@ -1,0 +1,45 @@
+"""Samples → batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import default_collate
+
+from distinit_plugin.types import Batch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join samples along a new first dimension.
+
+    A sample without views (a bad video of a validation or test set) is left out; its file stands in ``bad``. When all
+    are, the batch has no keys and no views, and whoever reads it must go on to the next one.
+
+    Args:
+        samples: Samples with the same views and the same targets.
+
+    Returns:
+        The batch; ``views`` are uint8 (B,C,T,H,W).
+    """
+    good = [sample for sample in samples if sample["views"]]
+    batch: Batch = {
+        "views": _join([sample["views"] for sample in good]),
+        "keys": [sample["key"] for sample in good],
+        "paths": [sample["path"] for sample in good],
+        "targets": _join([sample["targets"] for sample in good]),
+        "bad": [bad for sample in samples for bad in sample["bad"]],
+    }
+    if good and all("boxes" in sample for sample in good):
+        batch["boxes"] = [sample["boxes"] for sample in good]
+    return batch
+
+
+def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    if not parts:
+        return {}
+    names = parts[0].keys()
+    if any(part.keys() != names for part in parts):
+        raise ValueError(f"samples of one batch differ in what they hold: {[sorted(part) for part in parts]}")
+    # default_collate stacks into shared memory inside a worker, which saves a copy of every batch.
+    return {name: default_collate([part[name] for part in parts]) for name in names}

@@ -1,0 +1,267 @@
+"""Key → sample: choose a clip, decode its frames once, make every network's view of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from distinit_plugin.data.loader import start_worker, worker_context
+from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
+from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
+from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.index import FrameIndex, IndexCache
+from distinit_plugin.video.sampling import clip_at, dense_starts, random_clip, resample, uniform_clip
+from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry
+
+# First word of the entropy of each random stream; the sampler has 1 and 2.
+_REPLACEMENT_STREAM = 3
+_VIEW_STREAM = 4
+
+MEMORY_BYTES = 256 * 2**20
+"""Decoded frames that a worker keeps of the video it tests, so that overlapping clips and crops decode once."""
+
+
+class FrameMemory:
+    """The decoded frames of one video, so that no frame is decoded twice in a row."""
+
+    def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
+        """Keep at most ``max_bytes`` beyond what one request needs."""
+        self._max_bytes = max_bytes
+        self._path = ""
+        self._frames: dict[int, np.ndarray] = {}
+
+    def choose(self, path: str) -> None:
+        """Forget everything unless the frames are those of ``path``."""
+        if path != self._path:
+            self._path = path
+            self._frames = {}
+
+    def read(self, indices: Sequence[int] | np.ndarray, fetch: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """Frames uint8 (n,H,W,3); only those not kept are fetched, each once."""
+        wanted = [int(index) for index in indices]
+        missing = sorted(set(wanted) - self._frames.keys())
+        if missing:
+            fetched = fetch(missing)
+            if (len(self._frames) + len(missing)) * fetched[0].nbytes > self._max_bytes:
+                needed = set(wanted)
+                self._frames = {index: frame for index, frame in self._frames.items() if index in needed}
+            # Copies: a view would keep the whole fetched block alive.
+            self._frames |= {index: frame.copy() for index, frame in zip(missing, fetched, strict=True)}
+        return np.stack([self._frames[index] for index in wanted])
+
+
+class ClipDataset(Dataset[Sample]):
+    """Samples of one or several corpora. ``dataset[key]`` is a pure function of (seed, key).
+
+    Training: a random clip, crop and flip. A bad video is named in ``sample["bad"]`` and replaced by another of the
+    same corpus, chosen by (seed, key, attempt). Validation and test: the clip and crop that the key numbers; a bad
+    video is named and its sample has no views, so that ``collate`` leaves it out.
+
+    Attributes:
+        videos: The corpora under one index.
+        specs: The views that each sample holds, by the caller's names.
+    """
+
+    def __init__(
+        self,
+        corpora: Mixture | Sequence[Corpus],
+        specs: Mapping[str, ViewSpec],
+        *,
+        clip_spec: ViewSpec,
+        split: Split,
+        seed: int,
+        scales: tuple[int, int] = (128, 160),
+        flip: bool = True,
+        test_scale: int = 0,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        test_clips: Literal["uniform", "dense"] = "uniform",
+        dense_stride: int = 1,
+        timeout: float | None = 30.0,
+        index_cache: str | None = None,
+        max_replacements: int = 10,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            corpora: Where the videos come from.
+            specs: The caller's name (``student/rgb``, ``IMAGENET/rgb``) → what that network must be fed.
+            clip_spec: The spec that defines the clip (the student's first view).
+            split: ``train``: random clips. ``val``, ``test``: the clips that keys number.
+            seed: Integer ≥ 0.
+            scales: Training: range of the short side from which crops are cut, pixels.
+            flip: Training: mirror half of the clips.
+            test_scale: Test: short side from which crops are cut, pixels; 0: the crop size.
+            num_clips: Test: uniformly spaced clips of a video.
+            num_crops: Test: crops of a clip, 1 or 3.
+            test_clips: ``uniform``, or ``dense``: a clip every ``dense_stride`` frames.
+            dense_stride: Frames (after resampling) between the starts of dense clips.
+            timeout: Seconds that one file may take; ``None``: any time.
+            index_cache: Folder for time stamps of videos already seen; ``None`` or empty: in memory only.
+            max_replacements: Training: bad videos in a row that end the job.
+        """
+        self.videos = corpora if isinstance(corpora, Mixture) else Mixture(corpora)
+        self.specs = dict(specs)
+        self._clip_spec = clip_spec
+        self._train = split == "train"
+        self._seed = seed
+        self._scales = scales
+        self._flip = flip
+        self._test_scale = test_scale or clip_spec.crop_size
+        self._num_clips = num_clips
+        self._num_crops = num_crops
+        self._dense = test_clips == "dense" and not self._train
+        self._dense_stride = dense_stride
+        self._timeout = timeout
+        self._cache = IndexCache(index_cache or None)
+        self._max_replacements = max_replacements
+        self._memory = FrameMemory()
+        self._known_bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Number of videos (not of samples, which a sampler decides)."""
+        return len(self.videos)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """The sample of a key.
+
+        Raises:
+            UserError: Training only: every replacement was bad too.
+        """
+        key = SampleKey(*key)
+        bad: list[BadVideo] = []
+        for attempt in range(self._max_replacements + 1 if self._train else 1):
+            index = self._replacement(key, attempt) if attempt else key.index
+            record = self.videos[index]
+            rng = np.random.default_rng([_VIEW_STREAM, self._seed, key.epoch, key.position, index, attempt])
+            try:
+                views = self._views(record, key, rng)
+            except VideoError as error:
+                self._known_bad[record.path] = error.reason
+                bad.append(BadVideo(record.path, error.reason))
+            else:
+                targets = {} if record.label is None else {"label": torch.tensor(record.label)}
+                return {"views": views, "key": key, "path": record.path, "targets": targets, "bad": bad}
+        if self._train:
+            reasons = "; ".join(f"{video.path}: {video.reason}" for video in bad[:3])
+            raise UserError(
+                f"{len(bad)} videos in a row are bad, the last tried in place of the first ({reasons}; …). Check the "
+                "corpus with distinit check-corpus."
+            )
+        return {"views": {}, "key": key, "path": record.path, "targets": {}, "bad": bad}
+
+    def clips_per_video(
+        self, *, num_workers: int = 0, on_progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Number of test clips of each video, int64 (len(self),), for ``ViewSampler``.
+
+        Uniform clips: known at once. Dense clips: the time stamps of every video are read first (no frame is decoded;
+        ``index_cache`` keeps them for the test itself). A bad video counts one clip, which then reports it.
+
+        Args:
+            num_workers: Processes that read.
+            on_progress: Called with (videos done, videos).
+        """
+        if not self._dense:
+            return np.full(len(self), self._num_clips, dtype=np.int64)
+        counts = np.ones(len(self), dtype=np.int64)
+        loader = DataLoader(
+            _ClipCounts(self),
+            batch_size=None,
+            num_workers=num_workers,
+            worker_init_fn=start_worker,
+            multiprocessing_context=worker_context(num_workers),
+            generator=torch.Generator(),
+        )
+        for video, count in enumerate(loader):
+            counts[video] = count
+            if on_progress is not None:
+                on_progress(video + 1, len(self))
+        return counts
+
+    def count_clips(self, index: int) -> int:
+        """Number of dense test clips of one video; 1 when it is bad."""
+        try:
+            with open_video(self.videos[index].path, cache=self._cache, timeout=self._timeout) as reader:
+                return len(self._dense_starts(len(self._timeline(reader.index))))
+        except VideoError:
+            return 1
+
+    def remember(self, bad: Iterable[BadVideo]) -> None:
+        """Take files as bad without opening them again; samples stay what they were, only sooner."""
+        self._known_bad |= dict(bad)
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def _replacement(self, key: SampleKey, attempt: int) -> int:
+        """Another video of the same corpus, so that the weights of the mixture hold."""
+        corpus, local = self.videos.locate(key.index)
+        rng = np.random.default_rng([_REPLACEMENT_STREAM, self._seed, key.epoch, key.position, key.index, attempt])
+        return key.index - local + int(rng.integers(self.videos.sizes[corpus]))
+
+    def _views(self, record: VideoRecord, key: SampleKey, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        if record.path in self._known_bad:
+            raise VideoError(record.path, self._known_bad[record.path])
+        with open_video(record.path, cache=self._cache, timeout=self._timeout) as reader:
+            clip = self._clip(reader.index, key, rng)
+            geometry = self._geometry(reader.index.height, reader.index.width, key, rng)
+            if self._train:
+                return build_views(reader.read, clip, self.specs, geometry, rng)
+            self._memory.choose(record.path)
+            read = partial(self._memory.read, fetch=reader.read)
+            return build_views(read, clip, self.specs, geometry, rng)
+
+    def _timeline(self, index: FrameIndex) -> np.ndarray:
+        """Source frame of each frame after resampling, int64 (N,)."""
+        if self._clip_spec.target_fps is None:
+            return np.arange(index.num_frames)
+        return resample(index.seconds, self._clip_spec.target_fps)
+
+    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> np.ndarray:
+        """Source frames of the student's clip, int64 (T,)."""
+        spec = self._clip_spec
+        timeline = self._timeline(index)
+        total = len(timeline)
+        if spec.num_frames is None:
+            return timeline
+        if self._train:
+            places = random_clip(total, spec.num_frames, spec.sampling_rate, rng)
+        elif self._dense:
+            start = int(self._dense_starts(total)[key.clip])
+            places = clip_at(start, total, spec.num_frames, spec.sampling_rate)
+        else:
+            places = uniform_clip(total, spec.num_frames, spec.sampling_rate, key.clip, self._num_clips)
+        return timeline[places]
+
+    def _dense_starts(self, total: int) -> np.ndarray:
+        spec = self._clip_spec
+        if spec.num_frames is None:
+            return np.zeros(1, dtype=np.int64)
+        return dense_starts(total, spec.num_frames, spec.sampling_rate, self._dense_stride)
+
+    def _geometry(self, height: int, width: int, key: SampleKey, rng: np.random.Generator) -> Geometry:
+        size = self._clip_spec.crop_size
+        if self._train:
+            return random_geometry(height, width, crop_size=size, scales=self._scales, flip=self._flip, rng=rng)
+        return fixed_geometry(
+            height, width, crop_size=size, scale=self._test_scale, crop=key.crop, num_crops=self._num_crops
+        )
+
+
+class _ClipCounts(Dataset[int]):
+    """Dense clips of each video, for a loader."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> int:
+        return self._dataset.count_clips(index)

@@ -1,0 +1,104 @@
+"""Worker processes that decode, and the care that they need."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from distinit_plugin.data.collate import collate
+from distinit_plugin.errors import UserError
+from distinit_plugin.types import Batch, Sample, SampleKey
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a worker process: one thread each (the workers are the parallelism); Ctrl-C is the parent's business."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def worker_context(num_workers: int) -> str | None:
+    """How workers start: forked on Linux (the corpus is shared, not copied), spawned elsewhere; ``None`` without."""
+    if not num_workers:
+        return None
+    return "fork" if sys.platform == "linux" else "spawn"
+
+
+class ClipLoader(DataLoader[Sample]):
+    """A DataLoader whose workers cannot inherit open videos, and whose dead workers end in a sentence."""
+
+    def __iter__(self) -> Any:
+        """Start the workers (anew in each epoch) and yield batches.
+
+        Raises:
+            UserError: A worker process died (mostly killed for memory).
+        """
+        # A container that is only freed in a forked child waits for decoder threads that the child does not have.
+        gc.collect()
+        return self._guard(super().__iter__())
+
+    @staticmethod
+    def _guard(batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except UserError as error:
+                # From a worker the text comes wrapped in a traceback; the user is owed the sentence alone.
+                raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
+            except RuntimeError as error:
+                text = str(error)
+                if "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text):
+                    raise UserError(
+                        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it "
+                        "for lack of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container "
+                        "more shared memory (/dev/shm)."
+                    ) from error
+                raise
+            yield batch
+
+
+def build_loader(
+    dataset: Dataset[Sample],
+    sampler: Sampler[SampleKey],
+    batch_size: int,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    drop_last: bool = False,
+) -> ClipLoader:
+    """Batches of a dataset in the order of a sampler.
+
+    Workers live for one iteration, so that a sampler's new epoch reaches them. The global random state is neither read
+    nor moved. On Linux workers are forked: the corpus is shared with them, not copied.
+
+    Args:
+        dataset: Indexed by SampleKey.
+        sampler: Keys of this rank.
+        batch_size: Clips of one batch (a micro-batch of this rank).
+        num_workers: Decoding processes; 0: decode in this process.
+        pin_memory: Page-lock batches; only done where there is a GPU.
+        drop_last: Leave out an incomplete last batch.
+
+    Returns:
+        An iterable of ``Batch``.
+    """
+    return ClipLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        drop_last=drop_last,
+        worker_init_fn=start_worker,
+        multiprocessing_context=worker_context(num_workers),
+        generator=torch.Generator(),
+        persistent_workers=False,
+    )

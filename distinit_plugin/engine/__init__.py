@@ -1,0 +1,1 @@
+"""Training, testing, and what they need: optimizers, schedules, precision, checkpoints, meters."""

@@ -1,0 +1,232 @@
+"""Checkpoints: PySlowFast's layout, plain contents, and writes that cannot leave half a file behind.
+
+A file holds ``epoch`` (0-based number of the last finished epoch), ``model_state`` (the bare student),
+``optimizer_state``, ``cfg`` (YAML text), ``scaler_state`` with fp16, and everything else that a run needs to continue
+under the one extra entry ``distinit``. Contents are tensors and primitives only, so ``torch.load(weights_only=True)``
+reads every file that is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import random
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinit_plugin.errors import UserError, WeightsError
+
+FORMAT_VERSION = 1
+"""Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
+
+FOLDER = "checkpoints"
+BEST_NAME = "best.pyth"
+"""Must not contain "checkpoint": PySlowFast takes the last such name of the folder for the newest state."""
+RESUME_NAME = "resume.pyth"
+"""State in the middle of an epoch; its name avoids "checkpoint" for the same reason."""
+
+_EPOCH_NAME = re.compile(r"checkpoint_epoch_(\d{5,})\.pyth")
+
+logger = logging.getLogger(__name__)
+
+
+def epoch_file_name(epoch: int) -> str:
+    """``checkpoint_epoch_00010.pyth`` for the 0-based epoch 9, as PySlowFast names it."""
+    return f"checkpoint_epoch_{epoch + 1:05d}.pyth"
+
+
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """Copy ``value`` into tensors, primitives, lists, tuples and dicts alone; NumPy values become torch's.
+
+    Raises:
+        TypeError: Something else is inside; ``where`` and the path to it are named.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        copied = {plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return OrderedDict(copied) if isinstance(value, OrderedDict) else copied
+    if isinstance(value, list | tuple):
+        items = [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(f"{where} is a {type(value).__name__}; checkpoints hold tensors and primitives only")
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path`` so that the name only ever holds a complete file.
+
+    A crash at any moment leaves the file that was there before.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full.
+        TypeError: ``state`` holds something that is neither tensor nor primitive.
+    """
+    contents = plain(state)
+    write_atomically(path, lambda file: torch.save(contents, file))
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a temporary file, flush it to the disk, and give it the name ``path``.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full; what was at ``path`` is still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write (full disk, file size limit) as RuntimeError.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error}. Free space on that disk or set OUTPUT_DIR to another one; "
+            "what was written before is untouched."
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; some file systems do not offer it for folders."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this runner or of PySlowFast, safely.
+
+    Raises:
+        WeightsError: The file is missing, truncated, needs unsafe loading, or has no ``model_state``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}. Give the path of a .pyth file.")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"the checkpoint {path} cannot be read ({reason}). It is truncated or not a checkpoint: delete it or name "
+            "another."
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("model_state"), Mapping):
+        raise WeightsError(f"{path} is not a checkpoint: it has no entry 'model_state'.")
+    return state
+
+
+def epoch_files(folder: str | Path) -> list[Path]:
+    """The epoch checkpoints of ``OUTPUT_DIR/checkpoints``, oldest first."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _EPOCH_NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def damage(path: str | Path) -> str | None:
+    """Why a checkpoint file cannot be complete, or ``None`` when every byte has its right checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return None if broken is None else f"wrong checksum of its part {broken}"
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete epoch checkpoint of ``OUTPUT_DIR/checkpoints``, or ``None``.
+
+    Files that are truncated or damaged are named in a warning and passed over.
+    """
+    for path in reversed(epoch_files(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+    return None
+
+
+def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The state furthest in the training: the newest epoch checkpoint or the mid-epoch ``resume.pyth``.
+
+    Returns:
+        Path and contents (on the CPU), or ``None`` when there is nothing complete to continue from.
+    """
+    candidates = [Path(folder) / RESUME_NAME, newest_checkpoint(folder)]
+    best: tuple[Path, dict[str, Any]] | None = None
+    for path in candidates:
+        if path is None or not path.is_file():
+            continue
+        reason = damage(path)
+        if reason is not None:
+            logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+            continue
+        state = load_checkpoint(path)
+        if best is None or _steps_done(state) >= _steps_done(best[1]):
+            best = path, state
+    return best
+
+
+def _steps_done(state: Mapping[str, Any]) -> int:
+    progress = state.get("distinit", {}).get("progress", {})
+    return int(progress.get("step", -1))
+
+
+def prune(folder: str | Path, keep: int) -> list[Path]:
+    """Delete all but the ``keep`` newest epoch checkpoints (0: delete none); returns what was deleted."""
+    superfluous = epoch_files(folder)[:-keep] if keep > 0 else []
+    for path in superfluous:
+        path.unlink(missing_ok=True)
+    return superfluous
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every generator that training may draw from: torch on CPU and the current GPU, NumPy, Python."""
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (others' code draws from it)
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(words), gauss],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put every generator back to a state of ``rng_state``."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,148 @@
+"""Curves of one or several runs, read back from their logs and drawn as a PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
+from distinit_plugin.engine.progress import LOG_FILE
+from distinit_plugin.errors import UserError
+
+Curve = dict[float, float]
+"""Epoch (fractions between epochs) → value. A later line for the same moment replaces the earlier (resumed runs)."""
+
+_DOTS_UP_TO = 60
+_LOG_RANGE = 20  # a learning rate that falls by more than this is drawn on a logarithmic scale
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")  # Okabe and Ito
+
+
+@dataclass
+class RunCurves:
+    """What a run logged over its epochs: losses in nats or the loss's own unit, accuracies in percent."""
+
+    train_loss: Curve = field(default_factory=dict)
+    val_loss: Curve = field(default_factory=dict)
+    val_top1: Curve = field(default_factory=dict)
+    lr: Curve = field(default_factory=dict)
+
+
+def read_curves(folder: str | Path) -> RunCurves:
+    """Read ``stdout.log`` (steps and epochs) or, where it is missing, ``json_stats.log`` (epochs) of a run.
+
+    Raises:
+        UserError: Neither file exists or neither has a line of training or validation.
+    """
+    folder = Path(folder)
+    curves = RunCurves()
+    for name in (JSON_FILE, LOG_FILE):
+        if (folder / name).is_file():
+            with open(folder / name, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    _take(curves, line)
+    if not curves.train_loss and not curves.val_loss and not curves.val_top1:
+        raise UserError(
+            f"{folder} has no curves: there is no '{JSON_PREFIX.strip()}' line in its {JSON_FILE} or {LOG_FILE}. Name "
+            "the OUTPUT_DIR of a run that has trained."
+        )
+    return curves
+
+
+def _take(curves: RunCurves, line: str) -> None:
+    """Add one line of a log; lines of others and lines that were cut off are passed over."""
+    _, found, text = line.partition(JSON_PREFIX)
+    if not found:
+        return
+    try:
+        stats = json.loads(text)
+        epoch, _ = (int(part) for part in str(stats["epoch"]).split("/"))
+        moment = float(epoch)
+        if stats["_type"] == "train_iter_":
+            step, steps = (int(part) for part in stats["iter"].split("/"))
+            moment = epoch - 1 + step / steps
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+        return
+    if stats["_type"] == "train_iter_":
+        _put(curves.train_loss, moment, stats.get("loss"))
+        _put(curves.lr, moment, stats.get("lr"))
+    elif stats["_type"] == "train_epoch":
+        # An epoch's mean is drawn only where there are no steps: the two differ and would make a saw.
+        if not any(epoch - 1 < other < epoch for other in curves.train_loss):
+            _put(curves.train_loss, moment, stats.get("loss"))
+        _put(curves.lr, moment, stats.get("lr"))
+    elif stats["_type"] == "val_epoch":
+        _put(curves.val_loss, moment, stats.get("loss"))
+        error = stats.get("top1_err")
+        _put(curves.val_top1, moment, 100 - error if isinstance(error, int | float) else None)
+
+
+def _put(curve: Curve, moment: float, value: Any) -> None:
+    if isinstance(value, int | float) and math.isfinite(value):
+        curve[moment] = float(value)
+
+
+def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
+    """Draw training loss, validation and learning rate of runs against epochs.
+
+    Args:
+        runs: Name in the legend → OUTPUT_DIR of the run.
+        output: The PNG to write.
+
+    Raises:
+        UserError: A run has no curves, or ``output`` cannot be written.
+    """
+    curves = {name: read_curves(folder) for name, folder in runs.items()}
+    panels = [("training loss", "train_loss")]
+    if any(run.val_loss for run in curves.values()):
+        panels.append(("validation loss", "val_loss"))
+    if any(run.val_top1 for run in curves.values()):
+        panels.append(("validation top-1 (%)", "val_top1"))
+    panels.append(("learning rate", "lr"))
+    columns = 2 if len(panels) == 4 else len(panels)
+    lines = len(panels) // columns
+    figure = Figure(figsize=(4.8 * columns, 3.4 * lines + 0.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (label, attribute) in zip(axes, panels, strict=True):
+        _draw(axis, label, {name: getattr(run, attribute) for name, run in curves.items()})
+    if len(curves) > 1:
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+    else:
+        figure.suptitle(next(iter(curves)), fontsize=11)
+    write_atomically(output, lambda file: figure.savefig(file, format="png"))
+
+
+def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
+    for place, (name, curve) in enumerate(curves.items()):
+        moments = sorted(curve)
+        # A legend needs an entry for every run, also in a panel for which the run has no points.
+        axis.plot(
+            moments,
+            [curve[moment] for moment in moments],
+            label=name,
+            color=_COLOURS[place % len(_COLOURS)],
+            linestyle="-" if place < len(_COLOURS) else "--",
+            marker="o" if len(moments) <= _DOTS_UP_TO else None,
+            markersize=3,
+            linewidth=1.5,
+        )
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(label)
+    last = max((max(curve) for curve in curves.values() if curve), default=0.0)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=1, integer=last >= 2))
+    values = [value for curve in curves.values() for value in curve.values()]
+    if label == "learning rate" and min(values, default=0.0) > 0 and max(values) > _LOG_RANGE * min(values):
+        axis.set_yscale("log")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)

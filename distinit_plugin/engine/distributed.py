@@ -1,0 +1,105 @@
+"""Ranks of one job, with helpers that are also right on one process.
+
+Processes are started by torchrun (or anything that sets its environment variables); nothing here launches any.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distinit_plugin.errors import UserError
+
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def started_by_torchrun() -> bool:
+    """Whether the environment names a rank in a job of several processes."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start(device_type: str) -> bool:
+    """Join the job that the environment describes; does nothing outside of one.
+
+    Args:
+        device_type: ``cuda`` joins with nccl and takes the GPU of the local rank; anything else joins with gloo.
+
+    Returns:
+        True when a process group was started here, and ``stop`` should be called at the end.
+
+    Raises:
+        UserError: The environment names a rank but lacks other variables of torchrun.
+    """
+    if not started_by_torchrun() or dist.is_initialized():
+        return False
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set in the environment but {', '.join(missing)} is not: start several "
+            "processes with torchrun, or unset RANK and WORLD_SIZE."
+        )
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    return True
+
+
+def stop() -> None:
+    """Leave the job; does nothing outside of one."""
+    if _active():
+        dist.destroy_process_group()
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 … ``world_size()`` − 1."""
+    return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """Processes of the job."""
+    return dist.get_world_size() if _active() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if _active() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes logs and files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _active():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` (any shape, on the rank's device) over all ranks, in a new tensor.
+
+    On one process the tensor itself comes back.
+    """
+    if not _active():
+        return tensor
+    total = tensor.detach().clone().contiguous()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value`` of every rank, in the order of ranks (a list of one on one process). Values are pickled."""
+    if not _active():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,201 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines anywhere else, and ``stdout.log``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from distinit_plugin.engine.meters import JSON_PREFIX, duration_text
+from distinit_plugin.errors import UserError
+
+LOG_FILE = "stdout.log"
+PACKAGE = "distinit_plugin"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known at a log step.
+
+    Attributes:
+        epoch: ``1/6``.
+        loss: Mean loss since the last status.
+        lr: Learning rate.
+        clips_per_second: Of the whole job.
+        wait_share: Fraction of the time spent waiting for data.
+        seconds_left: To the end of the training.
+    """
+
+    epoch: str
+    loss: float
+    lr: float
+    clips_per_second: float
+    wait_share: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch}  loss {self.loss:.4f}  lr {self.lr:.3g}  {self.clips_per_second:.1f} clips/s  "
+            f"data wait {100 * self.wait_share:.0f} %  {duration_text(self.seconds_left)} left"
+        )
+
+
+class ProgressView(Protocol):
+    """Shows how far the training is; used as a context manager."""
+
+    def __enter__(self) -> ProgressView:
+        """Start showing."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop showing."""
+        ...
+
+    def advance(self, step: int, total: int) -> None:
+        """``step`` of ``total`` optimizer steps are done. Cheap: called every step."""
+        ...
+
+    def show(self, step: int, total: int, status: Status) -> None:
+        """New figures, once per log period."""
+        ...
+
+
+class NoProgress:
+    """Shows nothing: other ranks than the main one, and tests."""
+
+    def __enter__(self) -> NoProgress:
+        """Nothing to start."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to stop."""
+
+    def advance(self, step: int, total: int) -> None:
+        """Nothing."""
+
+    def show(self, step: int, total: int, status: Status) -> None:
+        """Nothing."""
+
+
+class PlainProgress(NoProgress):
+    """One log line per log period."""
+
+    def show(self, step: int, total: int, status: Status) -> None:
+        """Log the figures."""
+        logger.info("step %d/%d  %s", step, total, status)
+
+
+class BarProgress:
+    """A bar at the bottom of the terminal; log lines scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("train", total=None, status="")
+
+    def __enter__(self) -> BarProgress:
+        """Draw the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def advance(self, step: int, total: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, total=total)
+
+    def show(self, step: int, total: int, status: Status) -> None:
+        """Put the figures beside the bar, and into the run's file only."""
+        self._bar.update(self._task, completed=step, total=total, status=str(status))
+        logger.info("step %d/%d  %s", step, total, status, extra={"file_only": True})
+
+
+def open_progress(console: Console, *, enabled: bool, main: bool) -> ProgressView:
+    """The bar when ``enabled`` and the console is a terminal, lines otherwise, nothing on other ranks."""
+    if not main:
+        return NoProgress()
+    return BarProgress(console) if enabled and console.is_terminal else PlainProgress()
+
+
+class RunLog:
+    """The log of one run, on the console and in ``OUTPUT_DIR/stdout.log``; ``close`` detaches both."""
+
+    def __init__(self, output_dir: str | Path | None, *, main: bool = True, console: Console | None = None) -> None:
+        """Attach handlers to the package's logger.
+
+        Args:
+            output_dir: Folder of the run (made if missing); ``None``: console only.
+            main: False on all ranks but one: only warnings reach the console, no file is written.
+            console: Where to print; the standard output when ``None``.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        self.console = console if console is not None else Console()
+        self._handlers: list[logging.Handler] = [self._console_handler(main)]
+        if main and output_dir is not None:
+            self._handlers.append(_file_handler(Path(output_dir)))
+        self._logger = logging.getLogger(PACKAGE)
+        self._before = (self._logger.level, self._logger.propagate)
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False  # else a root handler of the embedding program prints each line twice
+        for handler in self._handlers:
+            self._logger.addHandler(handler)
+
+    def _console_handler(self, main: bool) -> logging.Handler:
+        handler: logging.Handler
+        if self.console.is_terminal:
+            handler = RichHandler(console=self.console, show_path=False, show_level=False, log_time_format="[%H:%M:%S]")
+            handler.addFilter(lambda record: not getattr(record, "file_only", False))
+        else:
+            handler = logging.StreamHandler(self.console.file)
+            handler.setFormatter(_formatter())
+        handler.addFilter(lambda record: not str(record.msg).startswith(JSON_PREFIX))
+        handler.setLevel(logging.INFO if main else logging.WARNING)
+        return handler
+
+    def close(self) -> None:
+        """Detach and close the handlers."""
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()
+        self._logger.setLevel(self._before[0])
+        self._logger.propagate = self._before[1]
+
+
+def _formatter() -> logging.Formatter:
+    return logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
+
+
+def _file_handler(output_dir: Path) -> logging.Handler:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(output_dir / LOG_FILE, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR: cannot write to {output_dir} ({error.strerror or error}). Name a folder that you "
+            "may write to."
+        ) from error
+    handler.setFormatter(_formatter())
+    return handler

@@ -1,0 +1,198 @@
+"""Everything that a run needs to continue, as one object with a state dictionary, and where it is saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from distinit_plugin.data.bad import BadVideoLog
+from distinit_plugin.engine import checkpoint, distributed
+from distinit_plugin.engine.meters import MeanMeter
+from distinit_plugin.engine.precision import Precision
+from distinit_plugin.engine.schedule import Schedule
+from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.objectives import Objective
+from distinit_plugin.types import Network
+
+
+def copy_into_network(network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's ``model_state`` into the network that it was saved from; every key must fit.
+
+    Raises:
+        WeightsError: Keys or shapes differ.
+    """
+    own = network.bare_state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    different = [name for name in sorted(own.keys() & weights.keys()) if own[name].shape != weights[name].shape]
+    if missing or unexpected or different:
+        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
+        found = "; ".join(f"{title}: {', '.join(names[:5])}" for title, names in parts if names)
+        raise WeightsError(
+            f"the checkpoint is of another network ({found}). Set TRAIN.AUTO_RESUME False to start anew, or name "
+            "another OUTPUT_DIR."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():  # state dictionaries share memory with the network
+            tensor.copy_(weights[name])
+
+
+@dataclass
+class RunState:
+    """The parts of a run that a checkpoint holds.
+
+    Attributes:
+        objective: Its student goes to ``model_state``, its adapters to the ``distinit`` entry; teachers are not saved.
+        optimizer: Saved as it is.
+        schedule: Saved as it is.
+        precision: Its scaler's state with fp16.
+        bad_log: Bad videos so far, of all ranks.
+        config_text: The configuration as YAML.
+        class_names: Names of the classes, for whoever reads the student's predictions; empty without labels.
+        epoch: Epochs done.
+        step_in_epoch: Optimizer steps done of the current epoch.
+        best: ``{"name", "value", "epoch"}`` of the best validation so far.
+        epoch_meter: Means over the current epoch.
+    """
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    bad_log: BadVideoLog
+    config_text: str = ""
+    class_names: list[str] = field(default_factory=list)
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    epoch_meter: MeanMeter = field(default_factory=MeanMeter)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """PySlowFast's layout plus the ``distinit`` entry. Called on every rank: states of all ranks are gathered.
+
+        Args:
+            step: Optimizer steps done in the whole run, by which states are compared.
+        """
+        trainable = self.objective.trainable
+        bad: dict[str, str] = {}
+        for state in distributed.gather_objects(self.bad_log.state_dict()):
+            bad.update(dict(state["bad_videos"]))
+        scaler = self.precision.state_dict()
+        return {
+            "epoch": self.epoch - 1,  # PySlowFast: the 0-based number of the last epoch done
+            "model_state": cast(Network, trainable.student).bare_state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "cfg": self.config_text,
+            **({"scaler_state": scaler} if scaler else {}),
+            "distinit": {
+                "format": checkpoint.FORMAT_VERSION,
+                "class_names": self.class_names,
+                "adapters": trainable.adapters.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "progress": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": step},
+                "rng": distributed.gather_objects(checkpoint.rng_state()),
+                "bad": {"bad_videos": [[path, reason] for path, reason in bad.items()]},
+                "meters": self.epoch_meter.state_dict(),
+                "best": self.best,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from ``state_dict``.
+
+        Raises:
+            WeightsError: The state is of another network, of PySlowFast, or of a newer version of this program.
+        """
+        own = state.get("distinit")
+        if not isinstance(own, Mapping):
+            raise WeightsError(
+                "the checkpoint was not written by this program, so training cannot continue from it: give it as "
+                "TRAIN.CHECKPOINT_FILE_PATH to start from its weights."
+            )
+        if own["format"] > checkpoint.FORMAT_VERSION:
+            raise WeightsError(f"the checkpoint has format {own['format']}: it is of a newer version of this program.")
+        trainable = self.objective.trainable
+        copy_into_network(cast(Network, trainable.student), state["model_state"])
+        try:
+            trainable.adapters.load_state_dict(own["adapters"])
+            self.optimizer.load_state_dict(state["optimizer_state"])
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(
+                f"the checkpoint is of another job ({str(error).splitlines()[0]}): set TRAIN.AUTO_RESUME False to "
+                "start anew, or name another OUTPUT_DIR."
+            ) from error
+        self.schedule.load_state_dict(own["schedule"])
+        if "scaler_state" in state:
+            self.precision.load_state_dict(state["scaler_state"])
+        self.bad_log.load_state_dict(own["bad"])
+        self.epoch_meter.load_state_dict(own["meters"], device)
+        self.best = dict(own["best"])
+        self.epoch = int(own["progress"]["epoch"])
+        self.step_in_epoch = int(own["progress"]["step_in_epoch"])
+        if distributed.rank() < len(own["rng"]):
+            checkpoint.set_rng_state(own["rng"][distributed.rank()])
+
+
+class Checkpointer:
+    """Writes a run's states below ``OUTPUT_DIR/checkpoints``, from the main rank."""
+
+    def __init__(self, output_dir: str | Path, *, keep: int = 0, resume_minutes: float = 0.0) -> None:
+        """Set where and how often.
+
+        Args:
+            output_dir: Folder of the run.
+            keep: Newest epoch checkpoints to keep; 0: all.
+            resume_minutes: Minutes between mid-epoch states; 0: none.
+        """
+        self.folder = Path(output_dir) / checkpoint.FOLDER
+        self._keep = keep
+        self._resume_seconds = 60 * resume_minutes
+        self._last = time.monotonic()
+
+    def save_epoch(self, state: Mapping[str, Any], *, best: bool, numbered: bool) -> None:
+        """Save after an epoch.
+
+        Args:
+            state: ``RunState.state_dict()``.
+            best: Also as ``best.pyth``.
+            numbered: As ``checkpoint_epoch_00010.pyth``, pruning old ones.
+        """
+        if not distributed.is_main():
+            return
+        if best:
+            checkpoint.save_checkpoint(self.folder / checkpoint.BEST_NAME, state)
+        if numbered:
+            checkpoint.save_checkpoint(self.folder / checkpoint.epoch_file_name(state["epoch"]), state)
+            checkpoint.prune(self.folder, self._keep)
+            self._last = time.monotonic()
+
+    def resume_state_is_due(self) -> bool:
+        """Whether a mid-epoch state should be saved now; the main rank decides for all."""
+        if self._resume_seconds <= 0:
+            return False
+        return bool(distributed.gather_objects(time.monotonic() - self._last >= self._resume_seconds)[0])
+
+    def save_resume(self, state: Mapping[str, Any]) -> None:
+        """Save a mid-epoch state as ``resume.pyth``."""
+        if distributed.is_main():
+            checkpoint.save_checkpoint(self.folder / checkpoint.RESUME_NAME, state)
+        self._last = time.monotonic()
+
+
+def check_writable(output_dir: str | Path) -> None:
+    """Find out before the first step, not at the first checkpoint.
+
+    Raises:
+        UserError: Nothing can be written there.
+    """
+    probe = Path(output_dir) / checkpoint.FOLDER / ".write_test"
+    try:
+        checkpoint.write_atomically(probe, lambda file: None)
+        probe.unlink()
+    except (OSError, UserError) as error:
+        raise UserError(f"OUTPUT_DIR: {output_dir} cannot be written ({error}).") from error

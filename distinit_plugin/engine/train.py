@@ -1,0 +1,396 @@
+"""The one training loop. It knows no method: an objective gives losses, everything else is a plain collaborator."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distinit_plugin.engine import distributed, meters
+from distinit_plugin.engine.evaluate import Finish
+from distinit_plugin.engine.guard import FiniteGuard, TrainingError
+from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
+from distinit_plugin.engine.state import Checkpointer, RunState
+from distinit_plugin.objectives import combine_counts
+from distinit_plugin.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user may choose about the loop.
+
+    Attributes:
+        accumulate: Micro-batches per optimizer step.
+        log_period: Optimizer steps between two log lines.
+        eval_period: Epochs between validations; the last epoch is always validated.
+        checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
+        clip_value: Clip each gradient entry to ± this; 0: off.
+        clip_norm: Clip the global gradient norm to this; 0: off.
+        frozen_trunk: Modules without trainable parameters stay in eval mode (BN statistics included).
+        corpus_size: Videos of the training corpora, for ``max_bad_fraction``.
+        max_bad_fraction: The run stops when more of the corpus than this is bad.
+    """
+
+    accumulate: int = 1
+    log_period: int = 10
+    eval_period: int = 1
+    checkpoint_period: int = 1
+    clip_value: float = 0.0
+    clip_norm: float = 0.0
+    frozen_trunk: bool = False
+    corpus_size: int = 0
+    max_bad_fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Attributes:
+        epochs: Epochs done.
+        steps: Optimizer steps done.
+        train: Means over the last epoch.
+        validation: The last validation; empty without one.
+        best: ``{"name", "value", "epoch"}`` of the best validation; empty without one.
+        seconds: Wall time of this process in ``train``.
+        wait_share: Fraction of the training time spent waiting for data.
+    """
+
+    epochs: int
+    steps: int
+    train: dict[str, float]
+    validation: dict[str, float]
+    best: dict[str, Any]
+    seconds: float
+    wait_share: float
+
+
+class ScalarWriter(Protocol):
+    """The part of TensorBoard's ``SummaryWriter`` that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Note a value."""
+        ...
+
+
+def set_train_mode(trainable: nn.Module, frozen_trunk: bool) -> None:
+    """Training mode; with ``frozen_trunk`` not for modules whose parameters are all frozen, nor for what is in them.
+
+    A frozen trunk thus runs as it will at test time: its BN statistics neither move nor come from the batch. Parts
+    without parameters of their own (dropout before the classifier) follow the module that they are in.
+    """
+    trainable.train()
+    if frozen_trunk:
+        _freeze_modes(trainable)
+
+
+def _freeze_modes(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _freeze_modes(child)
+
+
+class Trainer:
+    """Trains an objective from its current state to the end of the schedule."""
+
+    def __init__(
+        self,
+        state: RunState,
+        *,
+        train_batches: Callable[[int, int], Iterable[Batch]],
+        steps_per_epoch: int,
+        finish: Finish,
+        device: torch.device,
+        options: TrainOptions,
+        checkpointer: Checkpointer | None = None,
+        json_logger: meters.JsonLogger | None = None,
+        progress: ProgressView | None = None,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+        precise_bn: Callable[[], None] | None = None,
+        scalars: ScalarWriter | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            state: Objective, optimizer, schedule, precision, log of bad videos; where the training stands.
+            train_batches: (epoch, first optimizer step) → this rank's micro-batches, ``accumulate`` per step.
+            steps_per_epoch: Optimizer steps per epoch.
+            finish: Makes the objective's views of a batch.
+            device: Where the objective is.
+            options: See ``TrainOptions``.
+            checkpointer: Where states go; ``None``: nothing is saved.
+            json_logger: Writer of ``json_stats:`` lines; ``None``: lines go to the log alone.
+            progress: What a person sees.
+            validate: Returns means, the same on all ranks: ``loss`` and, with labels, ``top1``, ``top5`` (fractions).
+            precise_bn: Recomputes BN statistics; called before validations and checkpoints.
+            scalars: TensorBoard writer.
+            no_sync: Context for all micro-batches of a step but the last (DDP's ``no_sync``).
+        """
+        self.state = state
+        self.options = options
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = state.schedule.total_steps(steps_per_epoch)
+        self.num_epochs = -(-self.total_steps // steps_per_epoch)
+        self._train_batches = train_batches
+        self.finish = finish
+        self.device = device
+        self._checkpointer = checkpointer
+        self._json = json_logger or meters.JsonLogger(None, enabled=distributed.is_main())
+        self._progress = progress or NoProgress()
+        self._validate = validate
+        self._precise_bn = precise_bn
+        self._scalars = scalars
+        self._no_sync = no_sync
+        self._guard = FiniteGuard(every_step=device.type == "cpu")
+        self._window_meter = meters.MeanMeter()
+        self._window, self._epoch_clock, self._run_clock = meters.Clock(), meters.Clock(), meters.Clock()
+        self._window_begin = 0.0
+        self._lr = 0.0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done in the whole run."""
+        return min(self.state.epoch * self.steps_per_epoch + self.state.step_in_epoch, self.total_steps)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+    def train(self) -> TrainResult:
+        """Run to the end of the schedule.
+
+        Raises:
+            TrainingError: The loss is not finite or the data ended early.
+            UserError: Too many bad videos, or a checkpoint cannot be written.
+        """
+        begin = time.perf_counter()
+        train: dict[str, float] = {}
+        validation: dict[str, float] = {}
+        with self._progress:
+            while self.state.epoch < self.num_epochs:
+                self._train_epoch()
+                train, validation = self._end_epoch(validation)
+        return TrainResult(
+            epochs=self.state.epoch,
+            steps=self.step,
+            train=train,
+            validation=validation,
+            best=dict(self.state.best),
+            seconds=time.perf_counter() - begin,
+            wait_share=self._run_clock.wait_share,
+        )
+
+    def _train_epoch(self) -> None:
+        steps = self._steps_of_epoch()
+        if self.state.step_in_epoch >= steps:  # resumed after the last step of an epoch
+            return
+        with self.open_epoch() as batches:
+            while self.state.step_in_epoch < steps:
+                self.run_step(batches)
+                if self.state.step_in_epoch % self.options.log_period == 0 or self.state.step_in_epoch == steps:
+                    self._log_steps()
+                    self._save_resume_state()
+
+    @contextmanager
+    def open_epoch(self) -> Iterator[Iterator[Batch]]:
+        """The micro-batches of the current epoch from the current step on, with the objective in training mode."""
+        set_train_mode(self.state.objective.trainable, self.options.frozen_trunk)
+        self.restart_clock()
+        batches = iter(self._train_batches(self.state.epoch, self.state.step_in_epoch))
+        try:
+            yield batches
+        finally:
+            # A loader's workers end with its iterator, not at some later collection.
+            if isinstance(batches, Generator):
+                batches.close()
+
+    def restart_clock(self) -> meters.Clock:
+        """Start a new window of time; the clock that comes back counts the steps from now on."""
+        self._window, self._window_begin = meters.Clock(), time.perf_counter()
+        return self._window
+
+    def _steps_of_epoch(self) -> int:
+        return min(self.steps_per_epoch, self.total_steps - self.state.epoch * self.steps_per_epoch)
+
+    def run_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step on the next ``accumulate`` micro-batches."""
+        begin = time.perf_counter()
+        micro_batches = self._take(batches)
+        self._window.waited += time.perf_counter() - begin
+        self._optimize(micro_batches)
+        self.state.step_in_epoch += 1
+        self._window.steps += 1
+        self._window.clips += sum(len(batch["keys"]) for batch in micro_batches)
+        self._progress.advance(self.step, self.total_steps)
+
+    def _take(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The micro-batches of one step; notes the bad videos that were met."""
+        taken = []
+        for _ in range(self.options.accumulate):
+            batch = next(batches, None)
+            if batch is None:
+                raise TrainingError(
+                    f"the training data of epoch {self.state.epoch + 1} ended at step {self.state.step_in_epoch + 1} "
+                    f"of {self._steps_of_epoch()}."
+                )
+            for video in self.state.bad_log.add(batch["bad"]):
+                logger.warning("bad video %s: %s", video.path, video.reason)
+            taken.append(batch)
+        self.state.bad_log.check(self.options.corpus_size, self.options.max_bad_fraction)
+        return taken
+
+    def _optimize(self, micro_batches: list[Batch]) -> None:
+        """Gradients of all micro-batches, then one update.
+
+        All micro-batches go through ``prepare`` first: what the mean is over (kept examples of a gate) must be known
+        for the whole step, on all ranks, before the first backward.
+        """
+        objective, precision, optimizer = self.state.objective, self.state.precision, self.state.optimizer
+        self._lr = self.state.schedule.lr(self.step, self.steps_per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = self._lr
+        with precision.autocast():
+            prepared = [objective.prepare(self.finish(batch), self._targets(batch)) for batch in micro_batches]
+        counts = combine_counts(prepared, distributed.world_size(), distributed.all_reduce_sum)
+        optimizer.zero_grad(set_to_none=True)
+        shares: dict[str, Tensor] = {}
+        for number, (batch, item) in enumerate(zip(micro_batches, prepared, strict=True)):
+            with self._no_sync() if number + 1 < len(prepared) else nullcontext():
+                with precision.autocast():
+                    output = objective.step(item, counts)
+                self._guard.watch(self.step, output.loss, output.terms, batch["paths"])
+                precision.backward(output.loss)
+            _add(shares, {"loss": output.loss.detach(), **output.terms})
+            self._note(output.report, item.num_examples)
+        self._note(shares, torch.stack([item.num_examples for item in prepared]).sum())
+        precision.step(optimizer, self.options.clip_value, self.options.clip_norm)
+
+    def _note(self, values: Mapping[str, Tensor], num_examples: Tensor) -> None:
+        for meter in (self._window_meter, self.state.epoch_meter):
+            meter.update(values, num_examples)
+
+    def _targets(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: target.to(self.device, non_blocking=True) for name, target in batch["targets"].items()}
+
+    # ------------------------------------------------------------------------------------------- what is shown
+    def _log_steps(self) -> None:
+        """Read the means since the last log line: the only place in an epoch that waits for the device."""
+        self._guard.check()
+        values = self._window_meter.read(distributed.all_reduce_sum)
+        self._window.seconds = time.perf_counter() - self._window_begin
+        self._epoch_clock.add(self._window)
+        self._run_clock.add(self._window)
+        self._json.iteration(
+            meters.train_stats(
+                self.state.epoch,
+                self.num_epochs,
+                step=(self.state.step_in_epoch, self._steps_of_epoch()),
+                per_step=self._window.per_step,
+                eta=self._seconds_left(),
+                lr=self._lr,
+                values=values,
+            )
+        )
+        status = Status(
+            epoch=f"{self.state.epoch + 1}/{self.num_epochs}",
+            loss=values.get("loss", math.nan),
+            lr=self._lr,
+            clips_per_second=self._window.clips * distributed.world_size() / max(self._window.seconds, 1e-9),
+            wait_share=self._window.wait_share,
+            seconds_left=self._seconds_left(),
+        )
+        self._progress.show(self.step, self.total_steps, status)
+        self._write_scalars("train", {**values, "lr": self._lr, "clips_per_second": status.clips_per_second})
+        self._window_meter.reset()
+        self.restart_clock()
+
+    def _seconds_left(self) -> float:
+        return self._run_clock.per_step[0] * (self.total_steps - self.step)
+
+    def _write_scalars(self, group: str, values: Mapping[str, float]) -> None:
+        if self._scalars is not None and distributed.is_main():
+            for name, value in values.items():
+                self._scalars.add_scalar(f"{group}/{name}", value, self.step)
+
+    # -------------------------------------------------------------------------------------- the end of an epoch
+    def _end_epoch(self, validation: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Validate and save when it is time; returns the epoch's means and the newest validation."""
+        state = self.state
+        train = state.epoch_meter.read(distributed.all_reduce_sum)
+        self._json.epoch(
+            meters.train_stats(
+                state.epoch,
+                self.num_epochs,
+                per_step=self._epoch_clock.per_step,
+                eta=self._seconds_left(),
+                lr=self._lr,
+                values=train,
+            )
+        )
+        number, last = state.epoch + 1, state.epoch + 1 == self.num_epochs
+        validates = self._validate is not None and (last or number % self.options.eval_period == 0)
+        saves = last or number % self.options.checkpoint_period == 0
+        if self._precise_bn is not None and (validates or saves):
+            self._precise_bn()
+        improved = False
+        if validates:
+            validation, improved = self._run_validation()
+        if validates or self._validate is None:
+            state.schedule.end_of_epoch((validation or train).get("loss", math.nan))
+        state.epoch, state.step_in_epoch = number, 0
+        state.epoch_meter.reset()
+        self._epoch_clock = meters.Clock()
+        if self._checkpointer is not None and (saves or improved):
+            self._checkpointer.save_epoch(state.state_dict(self.step), best=improved, numbered=saves)
+        return train, validation
+
+    def _run_validation(self) -> tuple[dict[str, float], bool]:
+        """Validation values, and whether they are the best so far (top-1 with labels, else the loss)."""
+        assert self._validate is not None
+        begin = time.perf_counter()
+        values = dict(self._validate())
+        best, improved = better(self.state.best, values, self.state.epoch)
+        self.state.best = best
+        stats = meters.val_epoch_stats(
+            self.state.epoch, self.num_epochs, seconds=time.perf_counter() - begin, values=values, best=best
+        )
+        self._json.epoch(stats)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        logger.info("validation after epoch %d: %s%s", self.state.epoch + 1, shown, "  (best)" if improved else "")
+        self._write_scalars("val", values)
+        return values, improved
+
+    def _save_resume_state(self) -> None:
+        if self._checkpointer is not None and self._checkpointer.resume_state_is_due():
+            self._checkpointer.save_resume(self.state.state_dict(self.step))
+
+
+def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Micro-batches give shares of the step's means."""
+    for name, value in values.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def better(best: Mapping[str, Any], values: Mapping[str, float], epoch: int) -> tuple[dict[str, Any], bool]:
+    """The best validation so far and whether it is this one: highest ``top1`` where there is one, else lowest ``loss``.
+
+    ``top5`` is kept at its own maximum, for PySlowFast's ``min_top5_err``.
+    """
+    name = "top1" if "top1" in values else "loss"
+    value = values.get(name, math.nan)
+    known = best.get("value") if best.get("name") == name else None
+    improved = math.isfinite(value) and (known is None or (value > known if name == "top1" else value < known))
+    kept = {"name": name, "value": value, "epoch": epoch} if improved else dict(best)
+    if "top5" in values:
+        kept["top5"] = max(values["top5"], best.get("top5", 0.0))
+    return kept, improved

@@ -1,0 +1,113 @@
+"""The classes of single videos, from a checkpoint that knows how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distinit_plugin import build
+from distinit_plugin.config.load import parse_cfg
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine.checkpoint import load_checkpoint
+from distinit_plugin.engine.evaluate import evaluate
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.session import open_session
+from distinit_plugin.jobs.testing import class_names_of
+from distinit_plugin.video.corpus import Corpus, Listing, Mixture
+from distinit_plugin.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one video, most probable first.
+
+    Attributes:
+        path: The video.
+        classes: (name, probability).
+        reason: Why there is no prediction; ``None`` when there is one.
+    """
+
+    path: str
+    classes: list[tuple[str, float]]
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"{self.path}\n  cannot be read: {self.reason}"
+        return "\n".join([self.path, *(f"  {100 * probability:5.1f} %  {name}" for name, probability in self.classes)])
+
+
+def predict(
+    paths: Sequence[str], *, checkpoint: str, class_file: str = "", top: int = 5, num_clips: int = 10
+) -> list[Prediction]:
+    """Classify videos with a fine-tuned checkpoint of this program.
+
+    Args:
+        paths: Video files.
+        checkpoint: Holds weights, configuration and class names.
+        class_file: Other class names, one per line.
+        top: Classes of each answer.
+        num_clips: Uniform clips of each video; their softmaxes are averaged.
+
+    Raises:
+        UserError: The checkpoint has no classifier or configuration, or no video could be read.
+    """
+    state = load_checkpoint(checkpoint)
+    cfg = _configuration(state, checkpoint, num_clips)
+    names = _read_names(class_file) if class_file else list(state.get("distinit", {}).get("class_names", []))
+    with open_session(cfg, log_to_folder=False) as session:
+        network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
+        load_weights(network, checkpoint, strict=True)
+        specs = dict(network.view_specs("test"))
+        listing = Listing(root="", labeled=False)
+        for path in paths:
+            listing.add(path)
+        videos = Mixture([Corpus("videos", listing)])
+        dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "test")
+        evaluation = evaluate(
+            session.place(network),
+            build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS),
+            finish=session.finisher(specs),
+            paths=list(paths),
+            labels=[0] * len(paths),  # not read: only the scores are
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            class_names=class_names_of(names, cfg.MODEL.NUM_CLASSES),
+            autocast=session.precision.autocast,
+        )
+    reasons = dict(evaluation.bad)
+    predictions = []
+    for path, scores, clips in zip(evaluation.paths, evaluation.scores, evaluation.clips, strict=True):
+        best = scores.argsort()[::-1][:top]
+        classes = [(evaluation.class_names[number], float(scores[number])) for number in best] if clips else []
+        predictions.append(Prediction(path, classes, None if clips else reasons.get(path, "no clip could be read")))
+    return predictions
+
+
+def _configuration(state: dict[str, object], checkpoint: str, num_clips: int) -> CfgNode:
+    text = state.get("cfg")
+    if not isinstance(text, str) or "distinit" not in state:
+        raise UserError(
+            f"{checkpoint} was not written by this program, so how to feed it is not known: give a checkpoint of "
+            "distinit run."
+        )
+    cfg, _ = parse_cfg(text, f"the configuration in {checkpoint}", check=False)
+    if not build.needs_own_logits(cfg):
+        raise UserError(
+            f"{checkpoint} is a pre-training without classes: fine-tune it on labelled videos first "
+            "(TRAIN.CHECKPOINT_FILE_PATH)."
+        )
+    cfg.defrost()
+    cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
+    cfg.DATA_LOADER.NUM_WORKERS = 0
+    cfg.RUNNER.CHECK_CONVOLUTIONS = False
+    cfg.freeze()
+    return cfg
+
+
+def _read_names(class_file: str) -> list[str]:
+    try:
+        lines = Path(class_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes: {class_file} cannot be read ({error}); it must hold one class name per line.") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,91 @@
+"""How good are frozen features? k-NN and a linear probe on labelled corpora."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from distinit_plugin import build
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.probes import Features, extract_features, knn_accuracy, linear_probe
+from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.session import Session, open_session
+from distinit_plugin.jobs.testing import weights_to_test
+from distinit_plugin.types import Network, Split
+from distinit_plugin.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "probe.json"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Accuracies on the test videos, fractions."""
+
+    knn: float
+    linear: float
+    num_train: int
+    num_test: int
+
+
+def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
+    """Probe the trunk of a checkpoint; the network is not trained.
+
+    Args:
+        cfg: Names the network, its checkpoint (TEST.CHECKPOINT_FILE_PATH, else as for the test) or INIT.INFLATE_FROM,
+            and labelled CORPUS.TRAIN and CORPUS.TEST.
+        neighbors: k of the k-NN vote.
+
+    Returns:
+        Both accuracies; also in ``OUTPUT_DIR/probe.json``.
+
+    Raises:
+        UserError: There is no checkpoint, or videos without labels.
+    """
+    with open_session(cfg) as session:
+        network = build.build_network(cfg, num_classes=0)
+        if cfg.INIT.INFLATE_FROM:
+            reports = build.initialize_network(cfg, network)
+        else:
+            reports = [load_weights(network, weights_to_test(cfg))]
+        for report in reports:
+            logger.info("%s", report)
+        train_features, train_labels = _labelled(_features(session, network, "train"), "TRAIN")
+        test_features, test_labels = _labelled(_features(session, network, "test"), "TEST")
+        result = ProbeResult(
+            knn=knn_accuracy(train_features, train_labels, test_features, test_labels, neighbors),
+            linear=linear_probe(train_features, train_labels, test_features, test_labels),
+            num_train=len(train_labels),
+            num_test=len(test_labels),
+        )
+        text = json.dumps(asdict(result), indent=2) + "\n"
+        write_atomically(session.output_dir / RESULTS_FILE, lambda file: file.write(text.encode()))
+        row = Row(session.output_dir.name, {f"{neighbors}-NN": result.knn, "linear probe": result.linear})
+        session.log.console.print(terminal_table([row], title=f"{result.num_test} test videos, %", first="frozen features"))
+    return result
+
+
+def _features(session: Session, network: Network, split: Split) -> Features:
+    """Features of the videos of a use, seen as in the test: centre crop, uniform clips."""
+    cfg = session.cfg
+    specs = dict(network.view_specs("test"))
+    videos = build.build_corpora(cfg, split, labeled=True)
+    dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "test")
+    loader = build.build_test_loader(cfg, dataset)
+    return extract_features(
+        session.place(network), loader, finish=session.finisher(specs), autocast=session.precision.autocast
+    )
+
+
+def _labelled(features: Features, use: str) -> tuple[Tensor, Tensor]:
+    for bad in features.bad:
+        logger.warning("bad video %s: %s", bad.path, bad.reason)
+    if features.labels is None:
+        raise UserError(f"CORPUS.{use} has no labels, and a probe needs them: name a labelled corpus there.")
+    return features.features, features.labels

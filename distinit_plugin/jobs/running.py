@@ -1,0 +1,86 @@
+"""Train, then test, then show the results: the job of ``distinit run``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from distinit_plugin.build import has_corpus, needs_own_logits
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.validate import validate
+from distinit_plugin.engine import distributed
+from distinit_plugin.engine.curves import plot_curves
+from distinit_plugin.engine.evaluate import Evaluation
+from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.engine.train import TrainResult
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.session import Session, open_session
+from distinit_plugin.jobs.testing import test_in_session
+from distinit_plugin.jobs.training import dry_run, train_in_session
+
+logger = logging.getLogger(__name__)
+
+CURVES_FILE = "curves.png"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out; ``None`` for a part that the configuration switches off."""
+
+    training: TrainResult | None
+    evaluation: Evaluation | None
+
+
+def run(cfg: CfgNode) -> RunResult:
+    """Run everything that a configuration asks for.
+
+    Args:
+        cfg: From ``load_cfg`` or ``get_cfg``.
+
+    Raises:
+        UserError: Anything that the user can put right; everything wrong with the configuration at once.
+    """
+    validate(cfg, check_paths=True)
+    with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN) as session:
+        if cfg.RUNNER.DRY_RUN:
+            dry_run(session)
+            return RunResult(None, None)
+        training = train_in_session(session) if cfg.TRAIN.ENABLE else None
+        evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
+        _show(session, training, evaluation)
+    return RunResult(training, evaluation)
+
+
+def _can_test(cfg: CfgNode) -> bool:
+    """A pre-training without labels has nothing to test; a test that stands alone must be possible."""
+    if needs_own_logits(cfg) and has_corpus(cfg, "test"):
+        return True
+    if not cfg.TRAIN.ENABLE:
+        raise UserError(
+            "There is nothing to test: name labelled videos below CORPUS.TEST and set ACTION.LOSS_WEIGHT 1, which gives "
+            "the network its classifier."
+        )
+    logger.info("no test: there are no labelled test videos (CORPUS.TEST) or no classifier (ACTION.LOSS_WEIGHT 0)")
+    return False
+
+
+def _show(session: Session, training: TrainResult | None, evaluation: Evaluation | None) -> None:
+    """The picture of the curves and the table of results."""
+    if not distributed.is_main():
+        return
+    if training is not None:
+        plot_curves({session.output_dir.name: session.output_dir}, session.output_dir / CURVES_FILE)
+        logger.info(
+            "trained %d steps in %.0f s (data wait %.1f %%); curves: %s",
+            training.steps,
+            training.seconds,
+            100 * training.wait_share,
+            session.output_dir / CURVES_FILE,
+        )
+    if evaluation is not None:
+        metrics = evaluation.metrics()
+        row = Row(
+            session.output_dir.name,
+            {"per clip": metrics["clip_top1"], "top-1": metrics["top1"], "top-5": metrics["top5"]},
+        )
+        session.log.console.print(terminal_table([row], title=f"{metrics['num_videos']} test videos, %", first="run"))

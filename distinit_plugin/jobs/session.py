@@ -1,0 +1,182 @@
+"""What every job does first: device, precision, threads, seeds, ranks, the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.views import finish_views
+from distinit_plugin.engine import distributed
+from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
+from distinit_plugin.engine.progress import RunLog
+from distinit_plugin.errors import UserError
+from distinit_plugin.models.conv import Conv3d, check_convolutions, choose_formulations
+from distinit_plugin.models.hardware import hardware_has_bf16
+from distinit_plugin.types import Batch, Network, ViewSpec
+
+logger = logging.getLogger(__name__)
+
+CHECK_BATCH = 2
+"""Clips with which convolutions are checked and timed."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where and how a job computes.
+
+    Attributes:
+        cfg: The configuration.
+        device: Of this rank.
+        precision: Autocast and scaler.
+        memory_format: Of 5-D tensors.
+        log: The run's log.
+    """
+
+    cfg: CfgNode
+    device: torch.device
+    precision: Precision
+    memory_format: torch.memory_format
+    log: RunLog
+
+    @property
+    def output_dir(self) -> Path:
+        """OUTPUT_DIR."""
+        return Path(self.cfg.OUTPUT_DIR)
+
+    def finisher(self, specs: Mapping[str, ViewSpec]) -> Callable[[Batch], dict[str, Tensor]]:
+        """A function that makes the named views of a batch on the device."""
+
+        def finish(batch: Batch) -> dict[str, Tensor]:
+            return finish_views(batch["views"], specs, self.device, memory_format=self.memory_format)
+
+        return finish
+
+    def place(self, network: Network) -> nn.Module:
+        """Move a network to the device, in the memory format of the job."""
+        assert isinstance(network, nn.Module)
+        network.to(self.device)
+        for parameter in network.parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+        return network
+
+    def check_convolutions(self, network: Network, specs: Mapping[str, ViewSpec]) -> None:
+        """Set the formulation of each convolution: right in the job's precision, and the fastest of those.
+
+        Args:
+            network: On the device.
+            specs: Its training views by its own names.
+        """
+        if not self.cfg.RUNNER.CHECK_CONVOLUTIONS or not any(
+            isinstance(module, Conv3d) for module in self.place(network).modules()
+        ):
+            return
+        timing = not self.cfg.RUNNER.DETERMINISTIC
+        cache = str(cache_folder() / "convolutions.json")
+        views = example_views(specs, CHECK_BATCH, self.device, self.memory_format)
+        module = self.place(network)
+        if self.precision.name == "fp32":
+            report = choose_formulations(module, views, device=self.device, cache_path=cache, timing=timing)
+        else:
+            dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float16
+            report = check_convolutions(
+                module, views, dtype=dtype, device=self.device, cache_path=cache, timing=timing
+            )
+        logger.info("%s", report)
+
+
+def example_views(
+    specs: Mapping[str, ViewSpec],
+    batch_size: int,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, Tensor]:
+    """Random views (B,C,T,H,W) of the sizes that ``specs`` state, for checks and measurements."""
+    generator = torch.Generator().manual_seed(0)
+    views = {}
+    for name, spec in specs.items():
+        channels = (3 if spec.modality == "rgb" else 2) * spec.stack
+        shape = (batch_size, channels, spec.num_frames or 1, spec.crop_size, spec.crop_size)
+        views[name] = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=memory_format)
+    return views
+
+
+def cache_folder() -> Path:
+    """Where measurements of this machine are kept: ``$XDG_CACHE_HOME/distinit``, mostly ``~/.cache/distinit``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "distinit"
+
+
+@contextmanager
+def open_session(cfg: CfgNode, *, log_to_folder: bool = True) -> Iterator[Session]:
+    """Set the process up for a job, and clean up after it.
+
+    Args:
+        cfg: The configuration.
+        log_to_folder: Write ``stdout.log`` to OUTPUT_DIR.
+
+    Raises:
+        UserError: The device is not there, or OUTPUT_DIR cannot be written.
+    """
+    device = choose_device(cfg)
+    if cfg.RUNNER.NUM_THREADS:
+        torch.set_num_threads(cfg.RUNNER.NUM_THREADS)
+    set_flush_denormals(cfg.RUNNER.FLUSH_DENORMALS)
+    joined = distributed.start(device.type)
+    log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        _set_seeds(cfg.RNG_SEED)
+        if cfg.RUNNER.DETERMINISTIC:
+            # cuBLAS reads this when it starts.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        option = "fp16" if cfg.TRAIN.MIXED_PRECISION else cfg.RUNNER.PRECISION
+        choice = choose_precision(
+            option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC
+        )
+        logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
+        memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
+        yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        log.close()
+        if joined:
+            distributed.stop()
+
+
+def choose_device(cfg: CfgNode) -> torch.device:
+    """The device that RUNNER.DEVICE and NUM_GPUS name.
+
+    Raises:
+        UserError: A GPU is asked for and there is none.
+    """
+    wants_gpu = cfg.RUNNER.DEVICE == "cuda" or cfg.NUM_GPUS > 0
+    if wants_gpu and not torch.cuda.is_available():
+        key = "RUNNER.DEVICE is cuda" if cfg.RUNNER.DEVICE == "cuda" else f"NUM_GPUS is {cfg.NUM_GPUS}"
+        raise UserError(f"{key}, but torch finds no GPU here: set RUNNER.DEVICE cpu and NUM_GPUS 0, or repair the driver.")
+    if cfg.NUM_GPUS > 1 and not distributed.started_by_torchrun():
+        raise UserError(
+            f"NUM_GPUS is {cfg.NUM_GPUS}: start one process per GPU with torchrun --nproc_per_node {cfg.NUM_GPUS} "
+            "tools/run_net.py --cfg …, or set NUM_GPUS 1."
+        )
+    if wants_gpu or (cfg.RUNNER.DEVICE == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _set_seeds(seed: int) -> None:
+    """Every generator that weights may be drawn from (samples have generators of their own)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries draw from it)
+    random.seed(seed)

@@ -1,0 +1,59 @@
+"""All splits of UCF-101 or HMDB-51: one run each, then average and deviation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.running import run
+
+RESULTS_FILE = "splits.json"
+COLUMNS = {"clip_top1": "per clip", "top1": "top-1", "top5": "top-5"}
+
+
+def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, list[float]]:
+    """Run one configuration on several splits, in ``OUTPUT_DIR/split_N`` each, and print one table.
+
+    Args:
+        cfg: A configuration whose corpora have the format ucf101 or hmdb51, with a test.
+        splits: Which.
+
+    Returns:
+        ``clip_top1``, ``top1`` and ``top5`` (fractions), one value per split; also in ``OUTPUT_DIR/splits.json``.
+
+    Raises:
+        UserError: The corpora have no splits, or a run has no test.
+    """
+    formats = {node.FORMAT for use in ("TRAIN", "TEST") for node in cfg.CORPUS[use].values()}
+    if not formats <= {"ucf101", "hmdb51"} or not cfg.CORPUS.TEST:
+        raise UserError(
+            f"CORPUS: only ucf101 and hmdb51 have splits; the corpora here have the formats "
+            f"{', '.join(sorted(formats)) or 'none'}. Use distinit run for them."
+        )
+    results: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    rows = []
+    for split in splits:
+        part = cfg.clone()
+        part.defrost()
+        part.CORPUS.SPLIT = split
+        part.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"split_{split}")
+        part.freeze()
+        evaluation = run(part).evaluation
+        if evaluation is None:
+            raise UserError("TEST.ENABLE is False, so there is nothing to average: set it True.")
+        metrics = evaluation.metrics()
+        for name in COLUMNS:
+            results[name].append(metrics[name])
+        rows.append(Row(f"split {split}", {title: metrics[name] for name, title in COLUMNS.items()}))
+    rows.append(Row("mean", {title: results[name] for name, title in COLUMNS.items()}))
+    text = json.dumps({"splits": list(splits), **results}, indent=2) + "\n"
+    write_atomically(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, lambda file: file.write(text.encode()))
+    Console().print(terminal_table(rows, title="test videos, %", first=Path(cfg.OUTPUT_DIR).name))
+    return results

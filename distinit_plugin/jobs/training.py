@@ -1,0 +1,245 @@
+"""Training from a configuration: the parts are built, the one loop runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distinit_plugin import build
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.bad import BadVideoLog
+from distinit_plugin.data.sampler import ClipSampler
+from distinit_plugin.engine import checkpoint, distributed, meters
+from distinit_plugin.engine.evaluate import mean_terms
+from distinit_plugin.engine.precise_bn import update_bn_statistics
+from distinit_plugin.engine.profile import profile_training
+from distinit_plugin.engine.progress import open_progress
+from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
+from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.session import Session, open_session
+from distinit_plugin.jobs.testing import class_names_of, evaluate_corpus
+from distinit_plugin.objectives import Objective
+from distinit_plugin.types import Batch, Network, ViewSpec
+from distinit_plugin.video.corpus import Mixture
+
+logger = logging.getLogger(__name__)
+
+BAD_VIDEOS_FILE = "bad_videos.csv"
+
+
+def train(cfg: CfgNode) -> TrainResult:
+    """Train what a configuration describes; checkpoints and logs go to OUTPUT_DIR.
+
+    Raises:
+        UserError: Anything that the user can put right.
+    """
+    with open_session(cfg) as session:
+        return train_in_session(session)
+
+
+def train_in_session(session: Session) -> TrainResult:
+    """Build everything, continue where an earlier run stopped, train to the end."""
+    check_writable(session.output_dir)
+    return build_trainer(session).train()
+
+
+def dry_run(session: Session) -> None:
+    """Print what the job would cost: shapes, parameters, GMACs, memory, clips/s, duration. Nothing is written."""
+    report = profile_training(build_trainer(session, saves=False))
+    session.log.console.print(str(report))
+
+
+def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
+    """The trainer of a configuration, at the point where an earlier run stopped.
+
+    Args:
+        session: From ``open_session``.
+        saves: Write checkpoints and logs, and continue from those that are there.
+    """
+    cfg = session.cfg
+    student = build_student(session)
+    teachers = build.build_teachers(cfg)
+    for teacher in teachers.values():
+        session.place(teacher)
+    objective = build.build_objective(cfg, student, teachers)
+    objective.trainable.to(session.device)
+    session.check_convolutions(student, student.view_specs("train"))
+    specs = build.view_specs(student, teachers, "train")
+    videos = build.build_corpora(cfg, "train")
+    if cfg.ACTION.LOSS_WEIGHT > 0:
+        videos.check_labels(cfg.MODEL.NUM_CLASSES)
+    dataset = build.build_dataset(cfg, videos, specs, "train")
+    sampler = build.build_train_sampler(cfg, videos)
+
+    bad_log = BadVideoLog(session.output_dir / BAD_VIDEOS_FILE if saves and distributed.is_main() else None)
+
+    def train_batches(epoch: int, start_step: int) -> Iterable[Batch]:
+        sampler.set_epoch(epoch, start_step)
+        dataset.remember(bad_log.videos())  # before workers are forked: none of them opens these files again
+        return build.build_train_loader(cfg, dataset, sampler)
+
+    state = RunState(
+        objective=objective,
+        optimizer=build.build_optimizer(cfg, objective.trainable),
+        schedule=build.build_schedule(cfg),
+        precision=session.precision,
+        bad_log=bad_log,
+        config_text=cfg.dump(),
+        class_names=class_names_of(videos.class_names, cfg.MODEL.NUM_CLASSES) if videos.labeled else [],
+    )
+    if saves:
+        _resume(session, state)
+    _log_model(session, objective)
+    no_sync = _wrap(session, objective)
+    return Trainer(
+        state,
+        train_batches=train_batches,
+        steps_per_epoch=sampler.steps_per_epoch,
+        finish=session.finisher(specs),
+        device=session.device,
+        options=_options(cfg, videos),
+        checkpointer=Checkpointer(session.output_dir, keep=cfg.RUNNER.KEEP_CHECKPOINTS) if saves else None,
+        json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
+        progress=open_progress(session.log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main()),
+        validate=_validation(session, objective, student, teachers),
+        precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
+        scalars=_scalars(session) if saves else None,
+        no_sync=no_sync,
+    )
+
+
+def build_student(session: Session) -> Network:
+    """The student with its initial weights, on the device; with INIT.TRAINABLE classifier all else is frozen."""
+    cfg = session.cfg
+    student = build.build_network(cfg)
+    assert isinstance(student, nn.Module)
+    if cfg.INIT.TRAINABLE == "classifier":
+        student.requires_grad_(False)
+        student.reset_classifier(cfg.MODEL.NUM_CLASSES)  # the fresh one is the only part that trains
+    for report in build.initialize_network(cfg, student):
+        logger.info("%s", report)
+    session.place(student)
+    return student
+
+
+def _options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
+    return TrainOptions(
+        accumulate=cfg.RUNNER.ACCUMULATE,
+        log_period=cfg.LOG_PERIOD,
+        eval_period=cfg.TRAIN.EVAL_PERIOD,
+        checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
+        clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
+        frozen_trunk=cfg.INIT.TRAINABLE == "classifier",
+        corpus_size=len(videos),
+        max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
+    )
+
+
+def _resume(session: Session, state: RunState) -> None:
+    """Continue the run of this folder, or take epoch and optimizer of another one when asked to."""
+    cfg = session.cfg
+    found = checkpoint.newest_state(session.output_dir / checkpoint.FOLDER) if cfg.TRAIN.AUTO_RESUME else None
+    if found is not None:
+        path, saved = found
+        state.load_state_dict(saved, session.device)
+        logger.info("continuing from %s (epoch %d)", path, state.epoch)
+    elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
+        state.load_state_dict(checkpoint.load_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH), session.device)
+        logger.info("continuing from %s (epoch %d)", cfg.TRAIN.CHECKPOINT_FILE_PATH, state.epoch)
+
+
+def _log_model(session: Session, objective: Objective) -> None:
+    if not session.cfg.LOG_MODEL_INFO:
+        return
+    student = objective.trainable.student
+    total = sum(parameter.numel() for parameter in student.parameters())
+    trained = sum(parameter.numel() for parameter in objective.trainable.parameters() if parameter.requires_grad)
+    terms = ", ".join(f"{term.name} × {term.weight:g}" for term in objective.terms)
+    name = session.cfg.MODEL.MODEL_NAME
+    logger.info("student %s: %s parameters; %s train (heads included); terms: %s", name, f"{total:,}", f"{trained:,}", terms)
+
+
+def _wrap(session: Session, objective: Objective) -> Callable[[], AbstractContextManager[Any]]:
+    """Compile and distribute the trainable where asked; returns DDP's ``no_sync``."""
+    if session.cfg.RUNNER.COMPILE:
+        objective.wrap(lambda module: torch.compile(module))  # type: ignore[arg-type, return-value]
+    if distributed.world_size() == 1:
+        return nullcontext
+    devices = [session.device.index] if session.device.type == "cuda" else None
+    wrapped = objective.wrap(lambda module: DistributedDataParallel(module, device_ids=devices))
+    assert isinstance(wrapped, DistributedDataParallel)
+    return wrapped.no_sync
+
+
+def _validation(
+    session: Session, objective: Objective, student: Network, teachers: Mapping[str, Network]
+) -> Callable[[], Mapping[str, float]] | None:
+    """Accuracy of the classifier where there is one, else the objective's terms; ``None`` without CORPUS.VAL."""
+    cfg = session.cfg
+    if not build.has_corpus(cfg, "val"):
+        return None
+    if build.needs_own_logits(cfg) and not teachers:
+
+        def accuracy() -> dict[str, float]:
+            evaluation = evaluate_corpus(session, student, "val")
+            return {"loss": evaluation.clip_loss, "top1": evaluation.top_k(1), "top5": evaluation.top_k(5)}
+
+        return accuracy
+    specs = build.view_specs(student, teachers, "val")
+    videos = build.build_corpora(cfg, "val")
+    loader = build.build_test_loader(cfg, build.build_dataset(cfg, videos, specs, "val"))
+    finish = session.finisher(specs)
+
+    def terms() -> dict[str, float]:
+        return mean_terms(objective, loader, finish=finish, device=session.device, autocast=session.precision.autocast)
+
+    return terms
+
+
+def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Network) -> Callable[[], None]:
+    """Recompute BN statistics on the first training clips of the coming epoch."""
+    cfg = session.cfg
+    specs = dict(student.view_specs("train"))
+    dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "train")
+    sampler: ClipSampler = build.build_train_sampler(cfg, videos)
+    finish = session.finisher(specs)
+
+    def views() -> Iterator[dict[str, Tensor]]:
+        sampler.set_epoch(state.epoch + 1)
+        for batch in build.build_train_loader(cfg, dataset, sampler):
+            yield finish(batch)
+
+    def update() -> None:
+        set_train_mode(state.objective.trainable, cfg.INIT.TRAINABLE == "classifier")
+        used = update_bn_statistics(
+            state.objective.trainable.student,
+            views(),
+            cfg.BN.NUM_BATCHES_PRECISE,
+            autocast=session.precision.autocast,
+            all_reduce_sum=distributed.all_reduce_sum,
+        )
+        logger.info("BN statistics recomputed on %d batches", used)
+
+    return update
+
+
+def _scalars(session: Session) -> Any:
+    """TensorBoard's writer, when it is asked for."""
+    cfg = session.cfg
+    if not (cfg.TENSORBOARD.ENABLE and distributed.is_main()):
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # only with the extra
+    except ImportError as error:
+        raise UserError(
+            "TENSORBOARD.ENABLE is True, but tensorboard is not installed: pip install 'distinit-plugin[tensorboard]'."
+        ) from error
+    return SummaryWriter(str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard")))

@@ -1,0 +1,12 @@
+"""Video and image networks. Importing this package fills :data:`distinit_plugin.registry.MODELS`."""
+
+from __future__ import annotations
+
+from distinit_plugin.models.external import ExternalNetwork
+from distinit_plugin.models.factory import build_network
+from distinit_plugin.models.network import InputSpec, VideoNetwork
+from distinit_plugin.models.r2plus1d import R2Plus1D
+from distinit_plugin.models.res2d import Res2D
+from distinit_plugin.models.res3d import Res3D
+
+__all__ = ["ExternalNetwork", "InputSpec", "R2Plus1D", "Res2D", "Res3D", "VideoNetwork", "build_network"]

@@ -1,0 +1,76 @@
+"""Any network by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import cast
+
+from torch import nn
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.models.external import ExternalNetwork
+from distinit_plugin.models.network import InputSpec, VideoNetwork
+from distinit_plugin.registry import MODELS, lookup
+
+SWITCHES: dict[str, tuple[str, object]] = {
+    "depth": ("RESNET.DEPTH", 18),
+    "width": ("NETWORK.WIDTH", 64),
+    "variant": ("NETWORK.VARIANT", "vmz"),
+    "stem_pool": ("NETWORK.STEM_POOL", False),
+    "temporal_padding": ("NETWORK.TEMPORAL_PADDING", "zeros"),
+}
+"""Switch → (configuration key, value that asks for nothing)."""
+
+
+def build_network(
+    name: str,
+    *,
+    num_classes: int,
+    input: InputSpec,
+    depth: int = 18,
+    width: int = 64,
+    variant: str = "vmz",
+    stem_pool: bool = False,
+    temporal_padding: str = "zeros",
+    dropout: float = 0.0,
+) -> VideoNetwork:
+    """Build a network with random weights.
+
+    Args:
+        name: A name in :data:`~distinit_plugin.registry.MODELS` (``Res3D``, ``R2Plus1D``, ``Res2D``),
+            ``torchvision/NAME`` or ``pytorchvideo/NAME``.
+        num_classes: K; 0: no classifier, ``logits`` are ``None``.
+        input: The clip that the network is fed.
+        depth: Layers of a residual network.
+        width: Channels of its first stage.
+        variant: ``vmz`` or ``torchvision``.
+        stem_pool: Max pool after the stem.
+        temporal_padding: ``zeros`` or ``replicate``.
+        dropout: Dropped fraction before the classifier, [0, 1).
+
+    Raises:
+        UserError: An unknown name, a switch that this network does not have, or a value outside its range.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"MODEL.DROPOUT_RATE is {dropout}. Allowed: 0 up to, not including, 1.")
+    if num_classes < 0:
+        raise UserError(f"MODEL.NUM_CLASSES is {num_classes}. Allowed: 0 (no classifier) and above.")
+    if input.num_frames < 1:
+        raise UserError(f"DATA.NUM_FRAMES is {input.num_frames}. Allowed: 1 and above.")
+    given = {
+        "depth": depth,
+        "width": width,
+        "variant": variant,
+        "stem_pool": stem_pool,
+        "temporal_padding": temporal_padding,
+    }
+    external = "/" in name
+    builder: type[nn.Module] = ExternalNetwork if external else lookup(MODELS, name, "MODEL.MODEL_NAME")
+    accepted = inspect.signature(builder).parameters
+    for switch, (key, neutral) in SWITCHES.items():
+        if switch not in accepted and given[switch] != neutral:
+            raise UserError(f"{key} is {given[switch]!r}, but {name} has no such switch. Leave it at {neutral!r}.")
+    if external:
+        return ExternalNetwork(name, num_classes=num_classes, input=input, dropout=dropout)
+    switches = {switch: value for switch, value in given.items() if switch in accepted}
+    return cast(VideoNetwork, builder(num_classes=num_classes, input=input, dropout=dropout, **switches))

@@ -1,0 +1,194 @@
+"""What all networks of this package share: what they are fed, taps, and pooled features.
+
+Shapes: B batch, C channels, T frames, H height, W width, K classes, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.registry import near_matches
+from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The clip that a network is fed.
+
+    Attributes:
+        num_frames: Frames of the clip.
+        sampling_rate: Distance between neighbouring frames, in frames, after ``target_fps``.
+        target_fps: Frame rate to which videos are resampled first; ``None``: native.
+        train_crop_size: Height and width in training, pixels.
+        test_crop_size: Height and width in validation and test, pixels.
+        mean: Per-channel mean, in units of [0, 1].
+        std: Per-channel standard deviation, in units of [0, 1].
+    """
+
+    num_frames: int = 8
+    sampling_rate: int = 1
+    target_fps: float | None = None
+    train_crop_size: int = 112
+    test_crop_size: int = 112
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    def view_specs(self, split: Split) -> dict[str, ViewSpec]:
+        """One view named ``rgb``: the clip itself."""
+        return {
+            "rgb": ViewSpec(
+                modality="rgb",
+                num_frames=self.num_frames,
+                sampling_rate=self.sampling_rate,
+                target_fps=self.target_fps,
+                pick="clip",
+                crop_size=self.train_crop_size if split == "train" else self.test_crop_size,
+                mean=self.mean,
+                std=self.std,
+            )
+        }
+
+
+class VideoNetwork(nn.Module):
+    """Base of the networks that see one RGB clip; implements the shared part of the ``Network`` contract.
+
+    A subclass fills in :meth:`forward`, :meth:`reset_classifier`, :attr:`layers` and :attr:`feature_dim`.
+    """
+
+    def __init__(self, input: InputSpec) -> None:
+        """Remember what the network is fed."""
+        super().__init__()
+        self.input = input
+
+    @property
+    def layers(self) -> Mapping[str, LayerInfo]:
+        """The layers that can be tapped."""
+        raise NotImplementedError
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the size of the pooled features."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """K, the outputs of the classifier; 0 without one."""
+        raise NotImplementedError
+
+    def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
+        """The views that ``forward`` expects: ``rgb``."""
+        return self.input.view_specs(split)
+
+    def forward(
+        self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
+    ) -> ModelOutput:
+        """Run on normalised views (B,C,T,H,W)."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier with ``num_classes`` outputs; 0 removes it (``logits`` is then ``None``)."""
+        raise NotImplementedError
+
+    def bare_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the keys of the public implementation of this network."""
+        return dict(self.state_dict())
+
+    def check_taps(self, taps: Collection[str]) -> None:
+        """Raise :class:`UserError` when a layer that was asked for does not exist."""
+        for name in taps:
+            if name not in self.layers:
+                known = list(self.layers)
+                raise UserError(
+                    f"{type(self).__name__} has no layer named '{name}'.{near_matches(name, known)} "
+                    f"Known: {', '.join(known) or 'none'}."
+                )
+
+
+class TrunkNetwork(VideoNetwork):
+    """A stem, four residual stages and a linear classifier ``fc``; tapped by stage.
+
+    Subclasses build the stem and ``layer1`` … ``layer4``, override :meth:`run_stage` where a stage is more than the
+    module of its name, and pass the stages' geometry to :meth:`finish`.
+    """
+
+    fc: nn.Linear | None
+
+    def finish(self, layers: Mapping[str, LayerInfo], num_classes: int, dropout: float) -> None:
+        """Declare the stages, add the classifier, initialise everything.
+
+        Convolutions get Caffe2's MSRA fill (normal, variance 2 / fan-out), the classifier N(0, 0.01²), biases 0 and
+        normalisation the identity, as in VMZ and torchvision.
+        """
+        self._layers = MappingProxyType(dict(layers))
+        self.dropout_rate = dropout
+        self.reset_classifier(num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def layers(self) -> Mapping[str, LayerInfo]:
+        """``stem`` (what enters the first stage) and ``layer1`` … ``layer4``."""
+        return self._layers
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the last stage."""
+        return self._layers["layer4"].channels
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of ``fc``."""
+        return 0 if self.fc is None else self.fc.out_features
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh ``fc``; 0 removes it."""
+        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        """Run one of :attr:`layers`."""
+        return self.get_submodule(name)(x)
+
+    def run_trunk(self, x: Tensor, taps: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last stage's feature map and the tapped ones."""
+        self.check_taps(taps)
+        kept: dict[str, Tensor] = {}
+        for name in self._layers:
+            x = self.run_stage(name, x)
+            if name in taps:
+                kept[name] = x
+        return x, kept
+
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Logits of pooled features (…,D), or ``None`` without a classifier."""
+        if self.fc is None:
+            return None
+        return self.fc(functional.dropout(features, self.dropout_rate, self.training))
+
+
+def new_classifier(feature_dim: int, num_classes: int, like: Tensor) -> nn.Linear | None:
+    """A linear classifier, N(0, 0.01²) with zero bias, on the device and of the type of ``like``; ``None`` for 0."""
+    if not num_classes:
+        return None
+    classifier = nn.Linear(feature_dim, num_classes, device=like.device, dtype=like.dtype)
+    nn.init.normal_(classifier.weight, 0.0, 0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def global_average(feature_map: Tensor) -> Tensor:
+    """(B,D,T,H,W) → (B,D)."""
+    return torch.mean(feature_map, dim=(2, 3, 4))
+
+
+def check_choice(key: str, value: object, allowed: Collection[object]) -> None:
+    """Raise :class:`UserError` when ``value`` is not one of ``allowed``."""
+    if value not in allowed:
+        raise UserError(f"{key} is {value!r}. Allowed: {', '.join(repr(option) for option in allowed)}.")

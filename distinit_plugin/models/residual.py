@@ -1,0 +1,166 @@
+"""The residual frame that Res3D and R(2+1)D share, with torchvision's key names.
+
+Sources: VMZ ``c2/lib/models/r3d_model.py``; D. Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action
+Recognition" (arXiv 1711.11248); torchvision ``models/video/resnet.py`` for the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.models.conv3d import Conv3d, TemporalPadding
+from distinit_plugin.models.network import InputSpec, TrunkNetwork, check_choice, global_average
+from distinit_plugin.types import LayerInfo, ModelOutput
+
+Variant = Literal["vmz", "torchvision"]
+
+STAGE_DEPTHS: Mapping[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""Basic blocks in each of the four stages."""
+
+BATCH_NORM_EPS: Mapping[Variant, float] = {"vmz": 1e-3, "torchvision": 1e-5}
+
+MIN_FRAMES_TO_STRIDE = {3: 4, 4: 8}
+"""VMZ: stages 3 and 4 keep their frames (temporal stride 1) for clips shorter than this."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The switches that all convolutions of one network share."""
+
+    variant: Variant
+    temporal_padding: TemporalPadding
+
+    def norm(self, channels: int) -> nn.BatchNorm3d:
+        """Batch normalisation: 0.9 of the running statistics is kept per step in both variants."""
+        return nn.BatchNorm3d(channels, eps=BATCH_NORM_EPS[self.variant], momentum=0.1)
+
+    def conv(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
+    ) -> Conv3d:
+        """A convolution without bias that keeps the size (divided by the stride)."""
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        return Conv3d(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            bias=False,
+            temporal_padding=self.temporal_padding,
+        )
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Channels and strides of a residual block."""
+
+    in_channels: int
+    channels: int
+    temporal_stride: int
+    spatial_stride: int
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """(T, H, W)."""
+        return self.temporal_stride, self.spatial_stride, self.spatial_stride
+
+
+ConvBuilder = Callable[[BlockShape, int, Layout], nn.Module]
+"""(block, 1 or 2, layout) → the block's first or second 3×3×3 convolution, or what stands for it."""
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut (1×1×1 wherever the shape changes): (B,Cin,T,H,W) → (B,C,T',H',W')."""
+
+    expansion = 1
+
+    def __init__(self, shape: BlockShape, build_conv: ConvBuilder, layout: Layout) -> None:
+        """Build from the block's shape."""
+        super().__init__()
+        channels = shape.channels
+        self.conv1 = nn.Sequential(build_conv(shape, 1, layout), layout.norm(channels), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(build_conv(shape, 2, layout), layout.norm(channels))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if shape.stride != (1, 1, 1) or shape.in_channels != channels:
+            shortcut = layout.conv(shape.in_channels, channels, (1, 1, 1), shape.stride)
+            self.downsample = nn.Sequential(shortcut, layout.norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.conv2(self.conv1(x)) + shortcut)
+
+
+class ResidualNetwork(TrunkNetwork):
+    """Stem and four stages of residual blocks, global average pool, ``fc``.
+
+    The pool takes whatever map is left, so any clip length and any crop can be run. Strides in time are fixed when the
+    network is built: in the ``vmz`` variant the last two stages drop theirs when the clip that the network is declared
+    for is short (:data:`MIN_FRAMES_TO_STRIDE`), as VMZ does.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        stem_pool: nn.Module,
+        build_conv: ConvBuilder,
+        layout: Layout,
+        num_classes: int,
+        input: InputSpec,
+        depth: int,
+        width: int,
+        dropout: float,
+    ) -> None:
+        """Assemble a network around its stem; ``build_conv`` makes the convolutions of the blocks."""
+        super().__init__(input)
+        self.stem = stem
+        self.stem_pool = stem_pool
+        spatial_stride = 2 if isinstance(stem_pool, nn.Identity) else 4
+        layers = {"stem": LayerInfo(width, 1, spatial_stride)}
+        temporal_stride, in_channels = 1, width
+        for stage, num_blocks in enumerate(STAGE_DEPTHS[depth], start=1):
+            channels = width * 2 ** (stage - 1)
+            step = 1 if stage == 1 else 2
+            short = layout.variant == "vmz" and input.num_frames < MIN_FRAMES_TO_STRIDE.get(stage, 0)
+            blocks = [BlockShape(in_channels, channels, 1 if short else step, step)]
+            blocks += [BlockShape(channels, channels, 1, 1)] * (num_blocks - 1)
+            self.add_module(f"layer{stage}", nn.Sequential(*(BasicBlock(b, build_conv, layout) for b in blocks)))
+            temporal_stride *= blocks[0].temporal_stride
+            spatial_stride *= step
+            in_channels = channels * BasicBlock.expansion
+            layers[f"layer{stage}"] = LayerInfo(in_channels, temporal_stride, spatial_stride)
+        self.finish(layers, num_classes, dropout)
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        """The pool belongs to the stem."""
+        x = super().run_stage(name, x)
+        return self.stem_pool(x) if name == "stem" else x
+
+    def forward(
+        self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
+    ) -> ModelOutput:
+        """Run on ``views["rgb"]``, normalised (B,3,T,H,W)."""
+        feature_map, kept = self.run_trunk(views["rgb"], taps)
+        features = global_average(feature_map)
+        return ModelOutput(self.classify(features), features, kept)
+
+
+def check_switches(depth: int, width: int, variant: str, temporal_padding: str) -> None:
+    """Raise :class:`UserError` for a switch outside its range."""
+    check_choice("RESNET.DEPTH", depth, list(STAGE_DEPTHS))
+    check_choice("NETWORK.VARIANT", variant, get_args(Variant))
+    check_choice("NETWORK.TEMPORAL_PADDING", temporal_padding, get_args(TemporalPadding))
+    check_width(width)
+
+
+def check_width(width: int) -> None:
+    """Raise :class:`UserError` for a width that is not a positive integer."""
+    if width < 1:
+        raise UserError(f"NETWORK.WIDTH is {width}. Allowed: integers from 1; 64 is the papers'.")

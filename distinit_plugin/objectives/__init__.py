@@ -1,0 +1,24 @@
+"""What a student is trained on: weighted terms ``student layer → adapter → loss ← teacher layer``.
+
+Nothing here knows a method: DistInit is ``features → linear → soft_cross_entropy ← logits``, D3D is ``logits → own →
+mse ← logits`` plus ``logits → own → cross_entropy ← label``. Shapes: B batch, C channels, T frames, H height, W width,
+K classes, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from distinit_plugin.objectives.adapters import build_adapter, layer_size, match_grid
+from distinit_plugin.objectives.objective import Objective, Prepared, Trainable, combine_counts, topk_accuracy
+from distinit_plugin.objectives.terms import Term
+
+__all__ = [
+    "Objective",
+    "Prepared",
+    "Term",
+    "Trainable",
+    "build_adapter",
+    "combine_counts",
+    "layer_size",
+    "match_grid",
+    "topk_accuracy",
+]

@@ -1,0 +1,135 @@
+"""What stands between a layer of the student and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.losses import full_precision
+from distinit_plugin.registry import near_matches
+from distinit_plugin.types import ModelOutput, Network
+
+POOLED = ("logits", "features")
+"""Layers that are vectors per clip; every other layer is a map (B,C,T,H,W)."""
+
+
+def build_adapter(kind: str, student: Network, student_layer: str, teacher: Network, teacher_layer: str) -> nn.Module:
+    """The layer between a student's layer and what it is compared with.
+
+    ``linear``: a new linear layer, or a 1×1×1 convolution between maps (its output is brought to the teacher's grid
+    by ``match_grid``, which commutes with it). ``own``: the identity.
+
+    Raises:
+        UserError: There is no such kind or layer, a map meets a vector, or ``own`` and the sizes differ.
+    """
+    kinds = ["linear", "own"]
+    if kind not in kinds:
+        raise UserError(f"there is no HEAD named '{kind}'.{near_matches(kind, kinds)} Allowed: {', '.join(kinds)}.")
+    source, target = layer_sizes(student, student_layer, teacher, teacher_layer)
+    if kind == "own":
+        check_equal_sizes(student_layer, source, teacher_layer, target)
+        return nn.Identity()
+    return nn.Linear(source, target) if student_layer in POOLED else nn.Conv3d(source, target, kernel_size=1)
+
+
+def layer_size(network: Network, layer: str, owner: str) -> int:
+    """Size of dimension 1 of a layer: classes, feature dimension or channels.
+
+    Args:
+        network: Whose layer.
+        layer: ``logits``, ``features`` or a name in ``network.layers``.
+        owner: Who the network is, for errors ("the student").
+
+    Returns:
+        The size.
+
+    Raises:
+        UserError: There is no such layer, or no classifier.
+    """
+    if layer == "features":
+        return network.feature_dim
+    if layer == "logits":
+        if network.num_classes == 0:
+            raise no_classifier(owner)
+        return network.num_classes
+    if layer not in network.layers:
+        known = [*POOLED, *network.layers]
+        raise UserError(f"{owner} has no layer named '{layer}'.{near_matches(layer, known)} Known: {', '.join(known)}.")
+    return network.layers[layer].channels
+
+
+def match_grid(prediction: Tensor, target: Tensor) -> Tensor:
+    """Bring a map (B,K,T,H,W) to the grid of the target map; anything else comes back as it is.
+
+    In time, and in space where the target is coarser, cells are averaged (adaptive windows that cover the whole clip:
+    a teacher of one frame is compared with the mean over the student's frames). In space, where the target is finer,
+    values are interpolated linearly.
+    """
+    if prediction.ndim != 5 or target.ndim != 5 or prediction.shape[2:] == target.shape[2:]:
+        return prediction
+    frames, height, width = target.shape[2:]
+    pooled = functional.adaptive_avg_pool3d(
+        full_precision(prediction), (frames, min(height, prediction.shape[3]), min(width, prediction.shape[4]))
+    )
+    if pooled.shape[3:] == target.shape[3:]:
+        return pooled
+    return functional.interpolate(pooled, size=(frames, height, width), mode="trilinear", align_corners=False)
+
+
+def layer_sizes(
+    student: Network, student_layer: str, teacher: Network, teacher_layer: str
+) -> tuple[int, int]:
+    """Sizes of the student's and of the teacher's layer.
+
+    Raises:
+        UserError: One of them does not exist, or a vector meets a map.
+    """
+    source = layer_size(student, student_layer, "the student")
+    target = layer_size(teacher, teacher_layer, "the teacher")
+    if (student_layer in POOLED) != (teacher_layer in POOLED):
+        raise UserError(
+            f"the student's '{student_layer}' cannot be compared with the teacher's '{teacher_layer}': one is a vector "
+            "per clip, the other a map. Use logits or features on both sides, or a layer on both sides."
+        )
+    return source, target
+
+
+def check_equal_sizes(student_layer: str, source: int, teacher_layer: str, target: int) -> None:
+    """Raise :class:`UserError` when the sizes differ."""
+    if source != target:
+        raise UserError(
+            f"the student's {student_layer} have size {source}, the teacher's {teacher_layer} {target}: HEAD own needs "
+            "equal sizes. Set MODEL.NUM_CLASSES to the teacher's number of classes, or use HEAD linear."
+        )
+
+
+def no_classifier(owner: str) -> UserError:
+    """The error for logits that do not exist."""
+    return UserError(
+        f"{owner} has no classifier, so it has no logits. Use its features, or build it with a number of classes."
+    )
+
+
+def layer_output(output: ModelOutput, layer: str, owner: str) -> Tensor:
+    """One layer of what a network returned.
+
+    Raises:
+        UserError: The network returned no logits or features.
+    """
+    if layer == "logits":
+        if output.logits is None:
+            raise no_classifier(owner)
+        return output.logits
+    if layer == "features":
+        if output.features is None:
+            raise UserError(f"{owner} returns no features; use its logits or one of its layers.")
+        return output.features
+    return output.taps[layer]
+
+
+def tapped_layers(layers: Iterable[str]) -> tuple[str, ...]:
+    """Those that have to be asked for by name, each once."""
+    return tuple(dict.fromkeys(layer for layer in layers if layer not in POOLED))

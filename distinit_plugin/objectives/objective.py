@@ -1,0 +1,302 @@
+"""Student, adapters and frozen teachers → the loss of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.losses import entropy
+from distinit_plugin.objectives.adapters import layer_output, match_grid, no_classifier, tapped_layers
+from distinit_plugin.objectives.terms import STUDENT, Term, check_choice, check_terms
+from distinit_plugin.types import ModelOutput, Network, StepOutput
+
+LABEL = "label"
+"""The key of ``targets`` that terms without a teacher are compared with."""
+
+Gate = Literal["weight", "skip"]
+GateMean = Literal["all", "kept"]
+
+
+class Trainable(nn.Module):
+    """Student and adapters: the one module that is wrapped (DDP, compile), stepped and saved."""
+
+    def __init__(self, student: Network, terms: Sequence[Term], adapters: Mapping[str, nn.Module]) -> None:
+        """``adapters``: term name → module; a term without one is compared as it is."""
+        super().__init__()
+        self.student = cast(nn.Module, student)
+        self.adapters = nn.ModuleDict(dict(adapters))
+        self._layers = {term.name: term.student_layer for term in terms}
+        self._taps = tapped_layers(self._layers.values())
+
+    def forward(
+        self, views: Mapping[str, Tensor], boxes: Tensor | None = None
+    ) -> tuple[ModelOutput, dict[str, Tensor]]:
+        """Run on the student's own views.
+
+        Returns:
+            The student's output, and each term's prediction, (B,K) or (B,K,T,H,W) on the student's grid.
+        """
+        output: ModelOutput = self.student(views, boxes=boxes, taps=self._taps)
+        predictions = {}
+        for name, layer in self._layers.items():
+            prediction = layer_output(output, layer, "the student")
+            predictions[name] = self.adapters[name](prediction) if name in self.adapters else prediction
+        return output, predictions
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch whose teachers have run.
+
+    Attributes:
+        views: The student's views, of the B' examples that it will see.
+        targets: Term → what its prediction is compared with, (B',…).
+        weights: Term → (B',), 1 for examples that count and 0 for others.
+        labels: (B',) int64, or ``None``.
+        counts: Term → number of examples that its mean is over, 0-d. Sum them over what makes one step.
+        num_examples: B of the batch, 0-d; B' ≤ B.
+        report: Means over the batch, 0-d: teachers' entropies and the kept fractions.
+    """
+
+    views: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    labels: Tensor | None
+    counts: dict[str, Tensor]
+    num_examples: Tensor
+    report: dict[str, Tensor]
+
+
+def combine_counts(
+    prepared: Sequence[Prepared], world_size: int = 1, all_reduce_sum: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What each micro-batch of one optimizer step divides by, so that the step's mean is exact.
+
+    Gradients add up over micro-batches and are averaged over ranks (DDP), so a term's sum over this rank is divided by
+    its count over all micro-batches and ranks (at least 1) divided by the number of ranks.
+
+    Args:
+        prepared: This rank's micro-batches of the step.
+        world_size: Number of ranks.
+        all_reduce_sum: Sums a tensor over ranks; ``None`` on one process.
+
+    Returns:
+        Term → 0-d tensor, for ``Objective.step``.
+    """
+    names = list(prepared[0].counts)
+    total = torch.stack([torch.stack([item.counts[name] for name in names]) for item in prepared]).sum(0)
+    if all_reduce_sum is not None:
+        total = all_reduce_sum(total)
+    return dict(zip(names, (total.clamp(min=1) / world_size).unbind(), strict=True))
+
+
+class Objective:
+    """Student + terms + frozen teachers → the loss of a batch.
+
+    In a plain PyTorch loop: ``objective(views, targets).loss.backward()``, with an optimizer over
+    ``objective.trainable.parameters()``. Mixed precision is the caller's autocast region, which student and teachers
+    share; losses leave it.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        terms: Sequence[Term],
+        teachers: Mapping[str, Network],
+        adapters: Mapping[str, nn.Module],
+        *,
+        gate: str = "weight",
+        gate_mean: str = "all",
+    ) -> None:
+        """Check that everything fits together, before any data is read.
+
+        Args:
+            student: The network to be trained.
+            terms: At least one.
+            teachers: Frozen networks by name; those that no term names never run.
+            adapters: Term → module (``build_adapter``); a term without one compares the student's layer itself.
+            gate: ``weight``: the student sees every example, gated ones have weight 0 (the paper). ``skip``: the
+                student sees only examples that count in at least one term (its BN statistics see only those, too).
+            gate_mean: The loss is the mean over ``all`` examples, or over the ``kept`` ones of each term.
+
+        Raises:
+            UserError: Something does not fit; the term is named.
+        """
+        check_choice("DISTILL.GATE", gate, get_args(Gate))
+        check_choice("DISTILL.GATE_MEAN", gate_mean, get_args(GateMean))
+        check_terms(student, terms, teachers, adapters)
+        self.terms = tuple(terms)
+        used = {term.teacher for term in terms}
+        self.teachers = {name: cast(nn.Module, teacher) for name, teacher in teachers.items() if name in used}
+        self.trainable = Trainable(student, terms, adapters)
+        self.gate = gate
+        self.gate_mean = gate_mean
+        self._forward: nn.Module = self.trainable
+        self._teacher_taps = {
+            name: tapped_layers(term.teacher_layer for term in terms if term.teacher == name) for name in self.teachers
+        }
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Run the trainable through ``wrapper(trainable)`` (DDP, ``torch.compile``) from now on; returns that.
+
+        ``trainable`` stays the bare module: the one for optimizers and checkpoints.
+        """
+        self._forward = wrapper(self._forward)
+        return self._forward
+
+    def __call__(self, views: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> StepOutput:
+        """Loss of one batch that is a whole step by itself; arguments as in ``prepare``."""
+        return self.step(self.prepare(views, targets))
+
+    def prepare(self, views: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Prepared:
+        """Run the teachers and find out which examples count.
+
+        Args:
+            views: ``student/<view>`` and ``<TEACHER>/<view>`` → normalised (B,C,T,H,W).
+            targets: ``label`` (B,) where the batch is labelled.
+
+        Raises:
+            UserError: A term's label or a network's views are missing.
+        """
+        student_views = _views_of(STUDENT, views)
+        like = next(iter(student_views.values()))
+        batch_size, device = len(like), like.device
+        outputs = {name: self._run_teacher(name, views) for name in self.teachers}
+        labels = targets.get(LABEL)
+        term_targets: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
+        for term in self.terms:
+            weights[term.name] = torch.ones(batch_size, device=device)
+            if term.teacher is None:
+                term_targets[term.name] = _labels_for(term, labels, batch_size)
+                continue
+            output = outputs[term.teacher]
+            term_targets[term.name] = layer_output(output, term.teacher_layer, f"the teacher {term.teacher}")
+            if output.logits is not None:
+                entropies = entropy(output.logits, term.temperature)
+                report[f"entropy/{term.name}"] = entropies.mean()
+            if term.max_entropy is not None:
+                if output.logits is None:
+                    raise no_classifier(f"MAX_ENTROPY is set, but the teacher {term.teacher}")
+                # "not ≥" and not "<": a NaN stays in the loss, where it is noticed.
+                weights[term.name] = ((entropies <= term.max_entropy)).to(torch.float32)
+                report[f"kept/{term.name}"] = weights[term.name].mean()
+        num_examples = torch.full((), float(batch_size), device=device)
+        counts = {name: weight.sum() if self.gate_mean == "kept" else num_examples for name, weight in weights.items()}
+        prepared = Prepared(student_views, term_targets, weights, labels, counts, num_examples, report)
+        return _without_skipped(prepared) if self.gate == "skip" else prepared
+
+    def step(self, prepared: Prepared, counts: Mapping[str, Tensor] | None = None) -> StepOutput:
+        """Run the student and take the loss.
+
+        Args:
+            prepared: From ``prepare``.
+            counts: From ``combine_counts`` when the batch is a part of a step; ``None``: it is a whole step on one
+                rank.
+
+        Returns:
+            ``loss`` and ``terms`` (``loss/TERM``) are this batch's share: their sum over the micro-batches of a step,
+            averaged over ranks, is the step's mean. ``report`` has ``entropy/TERM``, ``kept/TERM``, ``agreement/TERM``
+            (fraction of examples whose prediction has the teacher's top class, among those that the student saw) and,
+            with labels and a classifier, ``top1`` and ``top5`` (fractions). ``normalizer`` is B.
+        """
+        output, predictions = self._forward(prepared.views)
+        loss = torch.zeros((), device=prepared.num_examples.device)
+        terms: dict[str, Tensor] = {}
+        report = dict(prepared.report)
+        with torch.autocast(loss.device.type, enabled=False):
+            for term in self.terms:
+                target = prepared.targets[term.name]
+                prediction = match_grid(predictions[term.name], target)
+                weighted = prepared.weights[term.name] * term.loss(prediction, target)
+                count = prepared.counts[term.name].clamp(min=1) if counts is None else counts[term.name]
+                part = weighted.sum() / count
+                loss = loss + term.weight * part
+                terms[f"loss/{term.name}"] = part.detach()
+                if term.teacher is not None and term.teacher_layer == "logits":
+                    report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
+            if prepared.labels is not None and output.logits is not None:
+                report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
+                report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)
+        return StepOutput(loss, terms, report, prepared.num_examples)
+
+    def _run_teacher(self, name: str, views: Mapping[str, Tensor]) -> ModelOutput:
+        with torch.inference_mode():
+            output: ModelOutput = self.teachers[name](_views_of(name, views), taps=self._teacher_taps[name])
+        # Copied outside of inference mode: autograd refuses to save inference tensors for the backward pass.
+        return ModelOutput(
+            logits=None if output.logits is None else _copy(output.logits),
+            features=None if output.features is None else _copy(output.features),
+            taps={layer: _copy(output.taps[layer]) for layer in self._teacher_taps[name]},
+        )
+
+
+def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Fraction of the examples whose label is among the k largest logits; with fewer than k classes, among all.
+
+    Args:
+        logits: (B,K).
+        labels: (B,) int64.
+        k: At least 1.
+
+    Returns:
+        0-d fp32, detached.
+    """
+    top = logits.detach().topk(min(k, logits.shape[1]), dim=1).indices
+    return (top == labels.view(-1, 1)).any(1).to(torch.float32).mean()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+
+def _views_of(consumer: str, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``consumer/view`` → ``view``."""
+    prefix = f"{consumer}/"
+    found = {name.removeprefix(prefix): view for name, view in views.items() if name.startswith(prefix)}
+    if not found:
+        raise UserError(
+            f"there is no view for '{consumer}': expected '{prefix}<view>', got {', '.join(views) or 'none'}."
+        )
+    return found
+
+
+def _labels_for(term: Term, labels: Tensor | None, batch_size: int) -> Tensor:
+    if labels is None:
+        raise UserError(
+            f"the term '{term.name}' needs labels and the batch has none. Set LABELED True on every corpus (and see "
+            "that its list holds labels), or leave the term out (ACTION.LOSS_WEIGHT 0)."
+        )
+    if labels.shape != (batch_size,):
+        raise UserError(
+            f"the term '{term.name}' needs one label per example, got {tuple(labels.shape)} for {batch_size}."
+        )
+    return labels
+
+
+def _without_skipped(prepared: Prepared) -> Prepared:
+    """Drop the examples that no term keeps; one stays, with weight 0, where all would go (ranks stay in step)."""
+    kept = torch.stack(list(prepared.weights.values())).amax(0).nonzero().flatten()
+    if len(kept) == len(next(iter(prepared.weights.values()))):
+        return prepared
+    if len(kept) == 0:
+        kept = torch.zeros(1, dtype=torch.int64, device=kept.device)
+
+    def select(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.index_select(0, kept) for name, tensor in tensors.items()}
+
+    return Prepared(
+        views=select(prepared.views),
+        targets=select(prepared.targets),
+        weights=select(prepared.weights),
+        labels=None if prepared.labels is None else prepared.labels.index_select(0, kept),
+        counts=prepared.counts,
+        num_examples=prepared.num_examples,
+        report=prepared.report,
+    )

@@ -1,0 +1,49 @@
+"""Registries of parts, and one look-up whose error names the near matches."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from fvcore.common.registry import Registry
+
+from distinit_plugin.errors import UserError
+
+MODELS = Registry("model")
+"""Video and image networks: ``build(…typed arguments…) -> Network``."""
+
+LOSSES = Registry("loss")
+"""Per-example losses, see ``distinit_plugin.losses``."""
+
+FRAME_PICKERS = Registry("frame picker")
+"""Which frames of the student's clip a teacher sees, see ``distinit_plugin.video.sampling``."""
+
+CORPORA = Registry("corpus format")
+"""Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
+
+
+def near_matches(name: str, allowed: list[str]) -> str:
+    """``" Did you mean A or B?"``, or nothing when nothing is near."""
+    folded = {option.lower(): option for option in allowed}
+    found = [folded[match] for match in difflib.get_close_matches(name.lower(), list(folded), n=2, cutoff=0.6)]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
+def lookup(registry: Registry, name: str, where: str) -> Any:
+    """Return the object registered as ``name``.
+
+    Args:
+        registry: One of the registries of this module.
+        name: The name that the user gave.
+        where: The configuration key that the name came from, for the error.
+
+    Raises:
+        UserError: No such name; the text lists the names there are.
+    """
+    known = sorted(key for key, _ in registry)
+    if name not in registry:
+        kind = registry._name
+        raise UserError(
+            f"{where}: there is no {kind} named '{name}'.{near_matches(name, known)} Known: {', '.join(known)}."
+        )
+    return registry.get(name)

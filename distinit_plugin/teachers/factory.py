@@ -1,0 +1,201 @@
+"""Any teacher by name, with its weights, frozen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+import torch
+import torchvision.models
+import torchvision.models.detection
+import torchvision.models.segmentation
+import torchvision.models.video
+from torch import Tensor
+
+from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.models.factory import build_network
+from distinit_plugin.models.network import InputSpec
+from distinit_plugin.registry import near_matches
+from distinit_plugin.teachers.dense import DetectionBackbone, SegmentationNetwork
+from distinit_plugin.teachers.frozen import Frozen
+from distinit_plugin.teachers.image import TimmClassifier, TorchvisionClassifier
+from distinit_plugin.teachers.video import NetworkTeacher
+from distinit_plugin.types import Network, Pick, ViewSpec
+from distinit_plugin.weights.load import compare, load_tensors, match_keys
+from distinit_plugin.weights.read import CheckpointFile
+from distinit_plugin.weights.report import Mismatch
+from distinit_plugin.weights.sources import TIMM_DEFAULT, source_weights, timm_config, torchvision_tags
+
+RANDOM = "random"
+"""The value of WEIGHTS for an untrained teacher: a control that must not help."""
+
+LOGITS = "logits"
+FEATURES = "features"
+
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Extra classifiers of GoogLeNet, Inception v3 and segmentation networks, for training alone."""
+
+_NORMS_WITHOUT_EPS = (
+    "fasterrcnn_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+)
+"""Detectors whose published weights were trained with constant batch normalisation and eps 0 (torchvision's own
+builders set it for these weights)."""
+
+logger = logging.getLogger(__name__)
+
+
+def build_teacher(
+    arch: str,
+    weights: str,
+    *,
+    num_classes: int = 1000,
+    layer: str = LOGITS,
+    num_frames: int = 1,
+    pick: Pick = "center",
+    crop_size: int = 224,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    depth: int = 18,
+    width: int = 64,
+    sampling_rate: int = 1,
+    target_fps: float | None = None,
+) -> Frozen:
+    """Build a frozen teacher.
+
+    Args:
+        arch: ``torchvision/NAME`` (classification, segmentation, detection or video), ``timm/NAME``,
+            ``pytorchvideo/NAME``, or a registered network (``Res2D``, ``R2Plus1D``, …).
+        weights: torchvision tag, ``timm`` (timm's own), a file, or ``random`` (untrained).
+        num_classes: K of the classifier, read only where ``layer`` is ``logits`` or for segmentation maps.
+        layer: What will be matched: ``logits``, ``features``, or one of the network's layers (``feature_map``). For
+            all but ``logits`` the classifier is dropped.
+        num_frames: Frames that the teacher sees of each clip; ``pick="clip"``: the student's number of frames.
+        pick: Which frames.
+        crop_size: Pixels of its view.
+        mean: Per-channel mean of its input, in units of [0, 1].
+        std: Per-channel standard deviation of its input.
+        depth: Of a registered network.
+        width: Of a registered network.
+        sampling_rate: The student's, so that equal views share their pixels.
+        target_fps: The student's.
+
+    Raises:
+        UserError: An unknown name or a switch outside its range.
+        WeightsError: The weights cannot be had, are unreadable, or are of another network or number of classes.
+    """
+    view = ViewSpec("rgb", num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std)
+    if weights == RANDOM:
+        logger.warning("teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch)
+        network = _build(arch, None, view, num_classes, depth, width)
+        _check_layer(network, arch, layer)
+        _drop_classifier(network, layer)
+        return Frozen(network)
+    if weights == TIMM_DEFAULT:
+        return _pretrained_timm(arch, view, num_classes, layer)
+    file = source_weights(arch, weights)
+    with torch.random.fork_rng(devices=[]):  # the student's initial weights do not depend on its teachers
+        network = _build(arch, file, view, num_classes, depth, width)
+    _check_layer(network, arch, layer)
+    _load(network, file, arch, layer, num_classes)
+    return Frozen(network)
+
+
+def _build(arch: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int, depth: int, width: int) -> Network:
+    library, _, model = arch.partition("/")
+    if library == "timm" and model:
+        return TimmClassifier(model, num_classes, view)
+    if library == "torchvision" and model and model not in torchvision.models.list_models(torchvision.models.video):
+        return _build_torchvision(model, file, view, num_classes)
+    if "/" in arch and library not in ("torchvision", "pytorchvideo"):
+        raise UserError(
+            f"teacher {arch}: there is no library '{library}'.{near_matches(library, ['torchvision', 'timm'])} "
+            "Write torchvision/NAME, timm/NAME, pytorchvideo/NAME or the name of a registered network."
+        )
+    if view.num_frames is None:
+        raise UserError(f"teacher {arch} needs a number of frames.")
+    clip = InputSpec(
+        view.num_frames, view.sampling_rate, view.target_fps, view.crop_size, view.crop_size, view.mean, view.std
+    )
+    return NetworkTeacher(build_network(arch, num_classes=num_classes, input=clip, depth=depth, width=width), view)
+
+
+def _build_torchvision(model: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int) -> Network:
+    torchvision_tags(model)  # an unknown name fails here, with its near matches
+    if model in torchvision.models.list_models(torchvision.models.segmentation):
+        return SegmentationNetwork(model, num_classes, view)
+    if model in torchvision.models.list_models(torchvision.models.detection):
+        has_counters = file is None or any(key.endswith("num_batches_tracked") for key in file.tensors)
+        eps = 0.0 if model in _NORMS_WITHOUT_EPS else 1e-5
+        return DetectionBackbone(model, view, frozen_norm_eps=None if has_counters else eps)
+    return TorchvisionClassifier(model, num_classes, view, transform_input=file is not None)
+
+
+def _pretrained_timm(arch: str, view: ViewSpec, num_classes: int, layer: str) -> Frozen:
+    library, _, model = arch.partition("/")
+    if library != "timm":
+        raise WeightsError(f"teacher {arch}: WEIGHTS 'timm' is for ARCH timm/NAME. Give a torchvision tag or a file.")
+    config = timm_config(model)
+    if layer == LOGITS and config is not None and config.num_classes != num_classes:
+        if config.num_classes == 0:
+            raise UserError(f"teacher {arch} has no classifier. Set LAYER to features.")
+        raise WeightsError(
+            f"teacher {arch}: its weights are for {config.num_classes} classes, NUM_CLASSES is {num_classes}. Set "
+            f"NUM_CLASSES to {config.num_classes}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        network = TimmClassifier(model, None if layer == LOGITS else 0, view, pretrained=True)
+    _check_layer(network, arch, layer)
+    return Frozen(network)
+
+
+def _check_layer(network: Network, arch: str, layer: str) -> None:
+    if layer == LOGITS and isinstance(network, SegmentationNetwork | DetectionBackbone):
+        raise UserError(f"teacher {arch} has a map for every location and no logits. Set LAYER to feature_map.")
+    known = [LOGITS, FEATURES, *network.layers] if layer not in (LOGITS, FEATURES) else [layer]
+    if layer not in known:
+        raise UserError(f"teacher {arch}: LAYER is '{layer}'.{near_matches(layer, known)} Known: {', '.join(known)}.")
+
+
+def _drop_classifier(network: Network, layer: str) -> set[str]:
+    """Remove a classifier that nothing reads; returns the keys that are gone with it."""
+    if layer == LOGITS or isinstance(network, SegmentationNetwork | DetectionBackbone):
+        return set()
+    before = set(network.bare_state_dict())
+    network.reset_classifier(0)
+    return before - set(network.bare_state_dict())
+
+
+def _load(network: Network, file: CheckpointFile, arch: str, layer: str, num_classes: int) -> None:
+    """Load strictly, but for parts that the teacher does not use."""
+    tensors: dict[str, Tensor] = dict(file.tensors)
+    if isinstance(network, DetectionBackbone):
+        prefix = "backbone."
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    gone = _drop_classifier(network, layer)
+    target = network.bare_state_dict()
+    tensors = _without(match_keys(tensors, [*target, *gone]), gone)
+    report = compare(target, tensors, file.path)
+    _refuse_other_classes(report.mismatched, arch, file.path, num_classes)
+    report = load_tensors(target, tensors, f"teacher {arch}: {file.path}", strict=True)
+    logger.info("teacher %s: %d tensors from %s", arch, len(report.loaded), file.path)
+
+
+def _without(tensors: Mapping[str, Tensor], gone: Collection[str]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if key not in gone and not key.startswith(_AUXILIARY)}
+
+
+def _refuse_other_classes(mismatched: Collection[Mismatch], arch: str, path: str, num_classes: int) -> None:
+    counts = {file_shape[:1] for _, file_shape, _ in mismatched}
+    only_counts = all(
+        network_shape[:1] == (num_classes,) and file_shape[1:] == network_shape[1:]
+        for _, file_shape, network_shape in mismatched
+    )
+    if len(counts) == 1 and only_counts:
+        (found,) = counts.pop()
+        raise WeightsError(
+            f"teacher {arch}: {path} has {found} classes, NUM_CLASSES is {num_classes}. Set NUM_CLASSES to {found}, or "
+            "give weights for the other number."
+        )

@@ -1,0 +1,95 @@
+"""Teachers are frozen by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from distinit_plugin.types import LayerInfo, ModelOutput, Network, Split, ViewSpec
+
+
+class Frozen(nn.Module):
+    """A network that nothing can train.
+
+    The network is not a registered child: its parameters are in no optimizer, checkpoint or DDP wrap of a module that
+    holds this one, and ``train()`` does not reach it. It is in eval mode for good, so BN counters never move.
+    ``to()`` and its kin do reach it. Outputs are ordinary tensors without a graph.
+    """
+
+    def __init__(self, network: Network) -> None:
+        """Freeze ``network``, in place."""
+        super().__init__()
+        module = cast(nn.Module, network)
+        module.requires_grad_(False)
+        module.eval()
+        self._held = (network,)  # inside a tuple, nn.Module does not adopt it
+        self.train(False)
+
+    @property
+    def network(self) -> Network:
+        """The frozen network."""
+        return self._held[0]
+
+    @property
+    def layers(self) -> Mapping[str, LayerInfo]:
+        """The layers that can be tapped."""
+        return self.network.layers
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the size of the pooled features."""
+        return self.network.feature_dim
+
+    @property
+    def num_classes(self) -> int:
+        """K, the outputs of the classifier; 0 without one."""
+        return self.network.num_classes
+
+    def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
+        """The views that ``forward`` expects."""
+        return self.network.view_specs(split)
+
+    def forward(
+        self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
+    ) -> ModelOutput:
+        """Run on normalised views (B,C,T,H,W); mixed precision is the caller's."""
+        with torch.inference_mode():
+            output = self.network.forward(views, boxes=boxes, taps=taps)
+        # Copies made outside may be saved for the backward pass of a loss; inference tensors may not.
+        return ModelOutput(
+            _ordinary(output.logits),
+            _ordinary(output.features),
+            {name: tap.clone() for name, tap in output.taps.items()},
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever ``mode`` says."""
+        return super().train(False)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A teacher keeps its classifier.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a frozen network keeps its classifier")
+
+    def bare_state_dict(self) -> dict[str, Tensor]:
+        """The network's weights (``state_dict`` is empty: they belong into no checkpoint)."""
+        return self.network.bare_state_dict()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        cast(nn.Module, self.network)._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def freeze(network: Network) -> Frozen:
+    """Make a teacher of ``network``; a frozen one is returned as it is."""
+    return network if isinstance(network, Frozen) else Frozen(network)
+
+
+def _ordinary(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

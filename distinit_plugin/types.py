@@ -1,0 +1,154 @@
+"""The contracts that the parts of the program share.
+
+Shapes in every docstring: B batch, C channels, T frames, H height, W width, K classes, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+
+from torch import Tensor
+
+Modality = Literal["rgb", "flow"]
+Pick = Literal["clip", "center", "random", "uniform"]
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """What a network must be fed; the data side builds exactly this.
+
+    Attributes:
+        modality: ``rgb`` or ``flow``.
+        num_frames: Frames in the view (1 for an image teacher that sees one frame); ``None``: the whole video.
+        sampling_rate: Distance between neighbouring frames of the clip, in frames, after ``target_fps``.
+        target_fps: Frame rate to which the video is resampled first; ``None``: native.
+        pick: ``clip``: the clip itself. ``center``, ``random``, ``uniform``: ``num_frames`` frames chosen from the
+            frames of the student's clip.
+        stack: Flow frames folded into channels (Two-Stream: 10); 1 elsewhere.
+        crop_size: Height and width of the view, pixels.
+        mean: Per-channel mean, in units of [0, 1].
+        std: Per-channel standard deviation, in units of [0, 1].
+    """
+
+    modality: Modality = "rgb"
+    num_frames: int | None = 8
+    sampling_rate: int = 1
+    target_fps: float | None = None
+    pick: Pick = "clip"
+    stack: int = 1
+    crop_size: int = 112
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    @property
+    def pixels(self) -> str:
+        """The identity of the view's raw pixels: two specs that differ in mean and std alone share one tensor."""
+        fps = "native" if self.target_fps is None else f"{self.target_fps:g}fps"
+        frames = "all" if self.num_frames is None else str(self.num_frames)
+        stack = "" if self.stack == 1 else f"_stack{self.stack}"
+        return f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}"
+
+
+class SampleKey(NamedTuple):
+    """Names one sample. A sample is a pure function of (seed, key): worker count and history never matter."""
+
+    epoch: int
+    position: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    clip: int = 0
+    crop: int = 0
+
+
+class BadVideo(NamedTuple):
+    """A file that could not give the frames asked for."""
+
+    path: str
+    reason: str
+
+
+class Sample(TypedDict):
+    """What the dataset returns for one key."""
+
+    views: dict[str, Tensor]  # ViewSpec.pixels → uint8 (C,T,H,W); equal specs share a tensor
+    key: SampleKey
+    path: str  # the file that was really read (a replacement when the one asked for is bad)
+    targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1
+    bad: list[BadVideo]  # files met on the way that had to be skipped
+    boxes: NotRequired[Tensor]  # (N,4) pixels of the student's view; crop and flip act here too
+
+
+class Batch(TypedDict):
+    """Samples joined along a new first dimension; ``views`` are still uint8."""
+
+    views: dict[str, Tensor]  # ViewSpec.pixels → uint8 (B,C,T,H,W)
+    keys: list[SampleKey]
+    paths: list[str]
+    targets: dict[str, Tensor]  # "label": (B,) int64
+    bad: list[BadVideo]
+    boxes: NotRequired[list[Tensor]]
+
+
+class LayerInfo(NamedTuple):
+    """Geometry of a named layer's output, relative to the network's input."""
+
+    channels: int
+    temporal_stride: int
+    spatial_stride: int
+
+
+class ModelOutput(NamedTuple):
+    """What every network returns."""
+
+    logits: Tensor | None  # (B,K), always before softmax, in train and in eval; None without a classifier
+    features: Tensor | None  # (B,D), pooled over space and time
+    taps: dict[str, Tensor]  # the named layers that were asked for
+
+
+class StepOutput(NamedTuple):
+    """What an objective returns for one batch."""
+
+    loss: Tensor  # scalar, requires grad
+    terms: dict[str, Tensor]  # each part, unweighted, detached
+    report: dict[str, Tensor]  # logged only (teacher entropy, kept fraction, agreement, top-1, …)
+    normalizer: Tensor  # number of examples that the mean is over
+
+
+@runtime_checkable
+class Network(Protocol):
+    """Student and teacher alike. Implementations are ``torch.nn.Module``s."""
+
+    @property
+    def layers(self) -> Mapping[str, LayerInfo]:
+        """The layers that can be tapped."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the size of the pooled features."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """K, the outputs of the classifier; 0 without one."""
+        ...
+
+    def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
+        """The views that ``forward`` expects, by the network's own names (mostly one, ``rgb``)."""
+        ...
+
+    def forward(
+        self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
+    ) -> ModelOutput:
+        """Run on normalised views (B,C,T,H,W)."""
+        ...
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier with ``num_classes`` outputs; 0 removes it (``logits`` is then ``None``)."""
+        ...
+
+    def bare_state_dict(self) -> dict[str, Tensor]:
+        """The network's weights under the keys that every host knows."""
+        ...

@@ -1,0 +1,301 @@
+"""Frames of one video by number, as RGB.
+
+A file is opened once, decoded from the key frame before the first frame asked for to the last one, and only the
+frames asked for are converted to RGB. Pixels are taken as square; a stream whose size changes is scaled to the size
+of its first frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from distinit_plugin.errors import VideoError
+from distinit_plugin.video.guard import Deadline, describe, stat_file, video_errors
+from distinit_plugin.video.images import IMAGE_EXTENSIONS, ImageReader, list_frames
+from distinit_plugin.video.index import FrameIndex, IndexCache, Int64Array, index_frames, index_packets, packets_tell
+
+Frames = npt.NDArray[np.uint8]
+
+# 8K UHD and a bit. Larger sizes come from damaged headers, and a decoder would allocate several such pictures.
+MAX_PIXELS = 36_000_000
+
+# Frames that a seek must save before it pays (it throws the decoder's pictures away).
+_SEEK_GAIN = 8
+
+# Containers that hold videos. Playlists, scripts and devices stay out: they make FFmpeg open other files, or wait.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,"
+    "rm,dv,mxf,nut,gif,mjpeg,vc1,h263,h261,wtv,swf,yuv4mpegpipe,apng,webp"
+)
+_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+
+
+class FrameSource(Protocol):
+    """A video file, a folder of frames or a single image: frames by number."""
+
+    path: str
+    index: FrameIndex
+
+    def read(self, indices: Sequence[int] | Int64Array) -> Frames:
+        """Frames by number, in the order asked for, repeats allowed: (n,H,W,3) uint8 RGB.
+
+        Raises:
+            VideoError: A frame cannot be given; the reason names it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the files; more than once is fine."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_video(
+    path: str | os.PathLike[str], *, cache: IndexCache | None = None, timeout: float | None = None
+) -> FrameSource:
+    """Open a video file, a folder of extracted frames, or a single image (a video of one frame).
+
+    Args:
+        path: The file or folder.
+        cache: Frame indices already known.
+        timeout: Seconds that this file may take, all reads together; ``None``: no limit.
+
+    Returns:
+        A reader to be used in a ``with`` statement, which closes it.
+
+    Raises:
+        VideoError: It cannot be opened, or holds no frames.
+    """
+    name = os.fspath(path)
+    with video_errors(name, "cannot be opened"):
+        is_folder = os.path.isdir(name)
+    if is_folder:
+        return ImageReader(name, list_frames(name), timeout=timeout)
+    if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
+        stat_file(name)
+        return ImageReader(name, [name], timeout=timeout)
+    return VideoReader(name, cache=cache, timeout=timeout)
+
+
+class VideoReader:
+    """A video file. ``index`` tells its frames, ``read`` gives them.
+
+    Only files without usable time stamps are opened a second time, when they are read after having been indexed.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, cache: IndexCache | None = None, timeout: float | None = None
+    ) -> None:
+        """Open the file, and index it unless the cache knows it.
+
+        Args:
+            path: The file.
+            cache: Frame indices already known; the file's is added.
+            timeout: Seconds that this file may take from now on; ``None``: no limit.
+
+        Raises:
+            VideoError: It is no regular file, cannot be opened, has no decodable video, or takes too long.
+        """
+        self.path = os.fspath(path)
+        self._deadline = Deadline(self.path, timeout)
+        self._container: av.container.InputContainer | None = None
+        self._reformatter = VideoReformatter()
+        status = stat_file(self.path)
+        cached = cache.get(self.path, status) if cache is not None else None
+        try:
+            with video_errors(self.path, "cannot be opened"):
+                self._open()
+            with video_errors(self.path, "cannot be decoded"):
+                self.index = cached or self._build_index()
+        except BaseException:
+            self.close()
+            raise
+        if cache is not None and cached is None:
+            cache.put(self.path, status, self.index)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; more than once is fine."""
+        if self._container is not None:
+            # An open container that a forked worker inherits can block it for ever.
+            self._container.close()
+            self._container = None
+
+    def read(self, indices: Sequence[int] | Int64Array) -> Frames:
+        """Frames by number, in the order asked for, repeats allowed.
+
+        Args:
+            indices: (n,) frame numbers, 0 ≤ i < ``index.num_frames``.
+
+        Returns:
+            (n,H,W,3) uint8 RGB, H and W as in ``index``.
+
+        Raises:
+            VideoError: A frame cannot be decoded, or it takes too long.
+        """
+        wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.index.num_frames:
+            beyond = wanted[0] if wanted[0] < 0 else wanted[-1]
+            raise VideoError(self.path, f"frame {beyond} was asked for, but it has {self.index.num_frames} frames")
+        with video_errors(self.path, "cannot be decoded"):
+            frames = np.empty((len(wanted), self.index.height, self.index.width, 3), dtype=np.uint8)
+            done = 0
+            for span in self._spans(wanted):
+                self._read_span(span, frames[done : done + len(span)])
+                done += len(span)
+            in_order = np.array_equal(inverse, np.arange(len(wanted)))
+            return frames if in_order else frames[inverse]
+
+    def _open(self) -> None:
+        self.close()
+        self._deadline.check()
+        # An absolute path cannot be taken for a protocol ("http:…").
+        container = av.open(
+            os.path.abspath(self.path), options=_OPTIONS, metadata_errors="replace", timeout=self._deadline.seconds
+        )
+        self._container = container
+        self._at_start = True
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("there is no video stream in it")
+        codec = stream.codec_context
+        if codec is None:
+            raise ValueError("there is no decoder for its codec")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise ValueError(f"its size of {codec.width}×{codec.height} is beyond {MAX_PIXELS} pixels")
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.thread_type = "NONE"  # parallelism is in the worker processes
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = av.stream.Discard.all
+        self._stream = stream
+
+    def _build_index(self) -> FrameIndex:
+        assert self._container is not None
+        self._at_start = False
+        if packets_tell(self._container, self._stream):
+            try:
+                index = index_packets(self._container, self._stream, self._deadline)
+            except av.error.FFmpegError:
+                index = None  # the first packet may be damaged and others not
+            if index is not None:
+                return index
+            self._open()
+            self._at_start = False
+        return index_frames(self._container, self._stream, self._deadline)
+
+    def _spans(self, wanted: Int64Array) -> Iterator[Int64Array]:
+        """Split sorted frame numbers where seeking is cheaper than decoding what lies between."""
+        if len(wanted) == 0:
+            return
+        gains = self._last_keys(wanted[1:]) - wanted[:-1]
+        yield from np.split(wanted, np.flatnonzero(gains > _SEEK_GAIN) + 1)
+
+    def _last_keys(self, wanted: Int64Array) -> Int64Array:
+        """The nearest key frame at or before each frame; -1: none is known."""
+        positions = np.concatenate([[-1], self.index.key_positions])
+        return positions[np.searchsorted(self.index.key_positions, wanted, side="right")]
+
+    def _read_span(self, wanted: Int64Array, out: Frames) -> None:
+        """Decode sorted, distinct frames into ``out``, from the last key frame or else from the start."""
+        key = int(self._last_keys(wanted[:1])[0])
+        if self._seek(key):
+            problem = self._collect(wanted, out, self.index.stamps[key])
+            if problem is None:
+                return
+            # A key frame that is none (a gradual refresh), or a seek that missed: the long way decides.
+        if not self._at_start:
+            self._open()
+        problem = self._collect(wanted, out, None)
+        if problem is not None:
+            raise VideoError(self.path, problem)
+
+    def _seek(self, key: int) -> bool:
+        """Go to the key frame; False: decoding has to begin at the start of the file."""
+        if key < 0 or len(self.index.stamps) == 0 or (key == self.index.key_positions[0] and self._at_start):
+            return False
+        assert self._container is not None
+        stamp = self.index.key_seeks[np.searchsorted(self.index.key_positions, key)]
+        try:
+            self._container.seek(int(stamp), stream=self._stream)
+        except av.error.FFmpegError:
+            return False
+        self._at_start = False
+        return True
+
+    def _collect(self, wanted: Int64Array, out: Frames, key_stamp: int | None) -> str | None:
+        """Decode on from here until every wanted frame is converted into ``out``.
+
+        Args:
+            wanted: Sorted, distinct frame numbers.
+            out: (len(wanted),H,W,3), written.
+            key_stamp: Time stamp of the key frame that was sought; ``None``: this is the start of the file.
+
+        Returns:
+            ``None``, or why a frame is missing.
+        """
+        assert self._container is not None
+        counted = len(self.index.stamps) == 0
+        names = wanted if counted else self.index.stamps[wanted]
+        slots: dict[int | None, int] = {int(name): slot for slot, name in enumerate(names)}
+        self._at_start = False
+        count = 0
+        started = False
+        for packet in self._container.demux(self._stream):
+            self._deadline.check()
+            if not started and packet.size and packet.is_keyframe:
+                if key_stamp is not None and (packet.pts is None or packet.pts > key_stamp):
+                    return "the seek went too far"
+                started = True
+            if not started and key_stamp is not None:
+                continue
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if not started:
+                    continue  # the tail of a group whose key frame was cut off
+                return f"{self._missing(wanted, slots)}: {describe(error)}"
+            for frame in frames:
+                slot = slots.pop(count if counted else frame.pts, None)
+                count += 1
+                if slot is None:
+                    continue
+                if frame.is_corrupt:
+                    return f"frame {wanted[slot]} of {self.index.num_frames} is damaged"
+                self._convert(frame, out[slot])
+                if not slots:
+                    return None
+        return f"{self._missing(wanted, slots)}: the decoder does not give it"
+
+    def _missing(self, wanted: Int64Array, slots: dict[int | None, int]) -> str:
+        return f"frame {wanted[min(slots.values())]} of {self.index.num_frames} cannot be decoded"
+
+    def _convert(self, frame: VideoFrame, out: Frames) -> None:
+        """Write a frame as upright RGB into (H,W,3)."""
+        turned = self.index.rotation in (90, 270)
+        width, height = out.shape[:2] if turned else out.shape[1::-1]
+        # One scaler for all frames, and one thread: PyAV's defaults are a new scaler per frame on all cores.
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+        out[:] = np.rot90(rgb, self.index.rotation // 90) if self.index.rotation else rgb

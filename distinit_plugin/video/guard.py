@@ -1,0 +1,96 @@
+"""What stands between a hostile file and the rest of the program: time limits, file kinds, and one kind of error."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+
+from distinit_plugin.errors import VideoError
+
+# What PyAV, Pillow and NumPy raise on damaged files. UnicodeDecodeError is a ValueError, a struct.error is not.
+_FILE_ERRORS = (
+    av.error.FFmpegError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,  # Pillow, on broken PNG chunks
+    TypeError,
+    ValueError,
+)
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a fifo"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class Deadline:
+    """The moment at which work on one file has taken too long."""
+
+    def __init__(self, path: str, seconds: float | None) -> None:
+        """Start the clock.
+
+        Args:
+            path: The file, for the error.
+            seconds: Time allowed; ``None``: no limit.
+        """
+        self.path = path
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise VideoError when the time is over."""
+        if self._end is not None and time.monotonic() > self._end:
+            raise VideoError(self.path, f"took longer than {self.seconds:g} s")
+
+
+def describe(error: BaseException) -> str:
+    """One readable clause for an exception, without Python's or FFmpeg's numbers."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
+
+
+@contextmanager
+def video_errors(path: str, doing: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes the decoders raise into a VideoError.
+
+    Args:
+        path: The file, for the error.
+        doing: What was tried, for the reason: "cannot be opened", "cannot be decoded".
+    """
+    try:
+        yield
+    except av.error.ExitError as error:  # raised by the interrupt of a read that took too long
+        raise VideoError(path, "took longer than the time allowed") from error
+    except _FILE_ERRORS as error:
+        raise VideoError(path, f"{doing}: {describe(error)}") from error
+
+
+def stat_file(path: str) -> os.stat_result:
+    """``os.stat`` of a regular, non-empty file.
+
+    Raises:
+        VideoError: The path is missing, unreadable, empty, or no regular file (opening a fifo would wait for ever).
+    """
+    with video_errors(path, "cannot be opened"):
+        status = os.stat(path)
+    for is_kind, name in _KINDS:
+        if is_kind(status.st_mode):
+            raise VideoError(path, f"is {name}, not a regular file")
+    if status.st_size == 0:
+        raise VideoError(path, "is empty (0 bytes)")
+    return status

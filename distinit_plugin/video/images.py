@@ -1,0 +1,120 @@
+"""Still images as videos: folders of extracted frames, and single images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from distinit_plugin.errors import VideoError
+from distinit_plugin.video.guard import Deadline, stat_file, video_errors
+from distinit_plugin.video.index import FrameIndex, Int64Array
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+"""File name endings, lower case, that are read as still images."""
+
+FRAMES_PER_SECOND = 25
+"""Frame rate assumed for extracted frames, which carry no times (it matters for resampling to a target rate only)."""
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorting key under which ``frame2`` comes before ``frame10``."""
+    # Only ASCII digits: int() refuses some of what str.isdigit accepts.
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), "") if number % 2 else (1, 0, part) for number, part in enumerate(parts)]
+
+
+def list_frames(folder: str) -> list[str]:
+    """Paths of the images directly in a folder, in natural order of their names.
+
+    Raises:
+        VideoError: The folder cannot be read or has no images.
+    """
+    with video_errors(folder, "cannot be opened"):
+        names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
+        if not names:
+            raise VideoError(folder, "is a folder without images")
+        return [os.path.join(folder, name) for name in sorted(names, key=natural_key)]
+
+
+class ImageReader:
+    """Image files as the frames of one video, all of the size of the first."""
+
+    def __init__(self, path: str, files: Sequence[str], *, timeout: float | None = None) -> None:
+        """Look at the first image.
+
+        Args:
+            path: The folder or the image, for errors.
+            files: One image per frame, in order.
+            timeout: Seconds allowed from now on; ``None``: no limit.
+
+        Raises:
+            VideoError: The first image is unreadable.
+        """
+        self.path = path
+        self._files = files
+        self._deadline = Deadline(path, timeout)
+        height, width, _ = self._load(files[0]).shape
+        numbers = np.arange(len(files), dtype=np.int64)
+        time_base = Fraction(1, FRAMES_PER_SECOND)
+        self.index = FrameIndex(numbers, numbers, time_base, height, width, 0, numbers, numbers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+    def read(self, indices: Sequence[int] | Int64Array) -> npt.NDArray[np.uint8]:
+        """Frames by number, in the order asked for, repeats allowed.
+
+        Args:
+            indices: (n,) frame numbers.
+
+        Returns:
+            (n,H,W,3) uint8 RGB.
+
+        Raises:
+            VideoError: An image is unreadable or of another size than the first.
+        """
+        wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        shape = (self.index.height, self.index.width, 3)
+        with video_errors(self.path, "cannot be decoded"):
+            frames = np.empty((len(wanted), *shape), dtype=np.uint8)
+        for slot, number in enumerate(wanted):
+            if not 0 <= number < len(self._files):
+                raise VideoError(self.path, f"frame {number} was asked for, but it has {len(self._files)} frames")
+            image = self._load(self._files[number])
+            if image.shape != shape:
+                size = f"{image.shape[1]}×{image.shape[0]}"
+                raise VideoError(
+                    self.path,
+                    f"frame {number} ({os.path.basename(self._files[number])}) is {size}, "
+                    f"the first frame is {shape[1]}×{shape[0]}",
+                )
+            frames[slot] = image
+        return frames[inverse]
+
+    def _load(self, file: str) -> npt.NDArray[np.uint8]:
+        """(H,W,3) uint8 RGB, turned upright as its EXIF data say."""
+        self._deadline.check()
+        try:
+            stat_file(file)
+            with video_errors(file, "cannot be decoded"), Image.open(file) as image:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except VideoError as error:
+            if file == self.path:
+                raise
+            raise VideoError(self.path, f"frame file {os.path.basename(file)} {error.reason}") from error

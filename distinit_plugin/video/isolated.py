@@ -1,0 +1,153 @@
+"""Run a function on many items in processes that may crash or hang: the item is named, the others go on.
+
+``concurrent.futures`` breaks the whole pool when one process dies and does not say for which item, so here each
+process has its own pipe and one item at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_POLL_SECONDS = 1.0
+_ORPHAN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The process that worked on an item came to an end without a result.
+
+    Attributes:
+        reason: One clause.
+    """
+
+    reason: str
+
+
+@dataclass
+class _Worker(Generic[Item]):
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    item: Item | None = None
+    begun: float = 0.0
+
+
+def run_isolated(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, max_seconds: float
+) -> Iterator[tuple[Item, Result | Crash]]:
+    """Yield (item, result) as results come, in any order.
+
+    Args:
+        function: What to do; importable, its argument and result can be pickled.
+        items: What to do it to (none may be ``None``).
+        num_workers: Processes; 0: in this process, without protection.
+        max_seconds: A process that takes longer for one item is ended.
+    """
+    if num_workers <= 0:
+        for item in items:
+            yield item, function(item)
+        return
+    gc.collect()  # no open video may be inherited by a fork
+    todo = iter(items)
+    workers: list[_Worker[Item]] = []
+    try:
+        for _ in range(num_workers):
+            worker = _start(function)
+            workers.append(worker)
+            _give(worker, todo)
+        while any(worker.item is not None for worker in workers):
+            yield from _collect(workers, function, todo, max_seconds)
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def _collect(
+    workers: list[_Worker[Item]], function: Callable[[Item], Result], todo: Iterator[Item], max_seconds: float
+) -> Iterator[tuple[Item, Result | Crash]]:
+    """Wait a little; yield what has come, and replace processes that died or hang."""
+    busy = {worker.pipe: place for place, worker in enumerate(workers) if worker.item is not None}
+    ready = wait(list(busy), timeout=_POLL_SECONDS)
+    for pipe, place in busy.items():
+        worker = workers[place]
+        item = worker.item
+        assert item is not None
+        answer: Any = None
+        if pipe in ready:
+            try:
+                answer = pipe.recv()
+            except (EOFError, OSError):
+                worker.process.join()
+                answer = Crash(_name_exit(worker.process.exitcode))
+        elif time.monotonic() - worker.begun > max_seconds:
+            answer = Crash(f"the decoder hangs (no end after {max_seconds:g} s)")
+        if answer is None:
+            continue
+        if isinstance(answer, Crash):
+            _end(worker)
+            worker = workers[place] = _start(function)
+        _give(worker, todo)
+        yield item, answer
+
+
+def _start(function: Callable[[Item], Any]) -> _Worker[Item]:
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(function, there, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+    process.start()
+    there.close()  # so that the death of the process ends the pipe
+    return _Worker(process, here)
+
+
+def _serve(function: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            # Sisters hold copies of the parent's end, so that a killed parent does not end the pipe.
+            while not pipe.poll(_ORPHAN_SECONDS):
+                if os.getppid() != parent:
+                    return
+            item = pipe.recv()
+        except (EOFError, OSError):
+            return
+        if item is None:
+            return
+        pipe.send(function(item))
+
+
+def _give(worker: _Worker[Item], todo: Iterator[Item]) -> None:
+    """Hand over the next item, or send the process home."""
+    worker.item = next(todo, None)
+    worker.begun = time.monotonic()
+    try:
+        worker.pipe.send(worker.item)
+    except OSError:
+        # It died between two items: the pipe ends, and waiting for it reports that.
+        return
+
+
+def _end(worker: _Worker[Any]) -> None:
+    worker.pipe.close()
+    if worker.item is not None:
+        worker.process.kill()
+    worker.process.join()
+
+
+def _name_exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            return f"the decoder crashed ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"the decoder crashed (signal {-code})"
+    return f"the decoder ended its process (exit code {code})"

@@ -1,0 +1,174 @@
+"""From decoded frames to views: one region of the picture for all networks, resized for each.
+
+The papers scale the picture so that its short side is s and cut a crop of c pixels. That is the same as cutting
+c·short/s source pixels and resizing these alone to c, which is what happens here: nothing outside the crop is
+resized, and a teacher with another input size sees the same region at its own resolution.
+
+A region never leaves the picture: where the crop would be larger than the picture (s < c), it is the largest square
+inside.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.registry import FRAME_PICKERS, lookup
+from distinit_plugin.types import ViewSpec
+
+# Registers the frame pickers.
+from distinit_plugin.video import sampling  # noqa: F401
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The region of the source picture that all views of a sample show, in source pixels.
+
+    Attributes:
+        top: First row.
+        left: First column.
+        height: Rows.
+        width: Columns.
+        flip: Whether it is mirrored left to right.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+def _region_side(height: int, width: int, crop_size: int, scale: float) -> int:
+    """Side of the square that becomes ``crop_size`` when the short side becomes ``scale``, at least 1 pixel."""
+    short = min(height, width)
+    return min(max(round(crop_size * short / scale), 1), short)
+
+
+def random_geometry(
+    height: int,
+    width: int,
+    *,
+    crop_size: int,
+    scales: tuple[int, int],
+    flip: bool,
+    rng: np.random.Generator,
+) -> Geometry:
+    """A random training crop.
+
+    Args:
+        height: Of the source picture, pixels.
+        width: Of the source picture, pixels.
+        crop_size: Side of the student's crop, pixels after scaling.
+        scales: Short side after scaling, drawn uniformly from these integers, both ends included.
+        flip: Mirror one half of the crops; False: none.
+        rng: Four draws are taken, always.
+    """
+    scale = int(rng.integers(scales[0], scales[1] + 1))
+    side = _region_side(height, width, crop_size, scale)
+    top = int(rng.integers(0, height - side + 1))
+    left = int(rng.integers(0, width - side + 1))
+    mirrored = bool(rng.integers(0, 2))
+    return Geometry(top, left, side, side, mirrored and flip)
+
+
+def fixed_geometry(
+    height: int, width: int, *, crop_size: int, scale: int, crop: int = 0, num_crops: int = 1
+) -> Geometry:
+    """A test crop.
+
+    Args:
+        height: Of the source picture, pixels.
+        width: Of the source picture, pixels.
+        crop_size: Side of the crop, pixels after scaling.
+        scale: Short side after scaling, pixels.
+        crop: Which crop, 0 … ``num_crops`` − 1.
+        num_crops: 1: the centre; 3: first end, middle and other end of the longer side.
+
+    Raises:
+        ValueError: Another number of crops, or no such crop.
+    """
+    if num_crops not in (1, 3) or not 0 <= crop < num_crops:
+        raise ValueError(f"there is no crop {crop} of {num_crops}: 1 or 3 crops can be taken")
+    side = _region_side(height, width, crop_size, scale)
+    place = 1 if num_crops == 1 else crop  # in halves of the free space along the longer side
+    along_rows, along_columns = (place, 1) if height > width else (1, place)
+    return Geometry((height - side) * along_rows // 2, (width - side) * along_columns // 2, side, side)
+
+
+def render_view(frames: npt.NDArray[np.uint8], geometry: Geometry, size: int) -> Tensor:
+    """Cut the region, resize it and mirror it.
+
+    Args:
+        frames: (T,H,W,3) uint8 RGB.
+        geometry: The region.
+        size: Side of the view, pixels.
+
+    Returns:
+        (3,T,size,size) uint8, contiguous; bilinear with antialiasing.
+    """
+    rows = slice(geometry.top, geometry.top + geometry.height)
+    columns = slice(geometry.left, geometry.left + geometry.width)
+    region = torch.from_numpy(np.ascontiguousarray(frames[:, rows, columns])).permute(0, 3, 1, 2)
+    if region.shape[-2:] != (size, size):
+        # uint8 with the colours last in memory takes torch's vectorised path.
+        region = F.interpolate(region, size=(size, size), mode="bilinear", antialias=True)
+    if geometry.flip:
+        region = region.flip(-1)
+    return region.permute(1, 0, 2, 3).contiguous()
+
+
+def build_views(
+    read: Callable[[Int64Array], npt.NDArray[np.uint8]],
+    clip_indices: Int64Array,
+    specs: Mapping[str, ViewSpec],
+    geometry: Geometry,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """All views of one sample from one read of the video.
+
+    Args:
+        read: Frame numbers (n,), sorted and distinct → (n,H,W,3) uint8 RGB; called once.
+        clip_indices: (T,) frames of the student's clip.
+        specs: What the networks want, by any names. Views of another pick than ``clip`` are frames of the clip.
+        geometry: The region that every view shows.
+        rng: One draw is taken. Random picks follow from it, the pick and the number of frames alone, so that another
+            teacher does not change them, and teachers that differ in size see the same frames.
+
+    Returns:
+        ``ViewSpec.pixels`` → (3,T',size,size) uint8; specs with equal pixels share one tensor.
+
+    Raises:
+        UserError: A spec cannot be served from the clip.
+        VideoError: From ``read``.
+    """
+    seed = int(rng.integers(0, 2**63))
+    distinct = {spec.pixels: spec for spec in specs.values()}
+    numbers = {name: clip_indices[_positions(spec, len(clip_indices), seed)] for name, spec in sorted(distinct.items())}
+    needed = np.unique(np.concatenate(list(numbers.values())))
+    frames = read(needed)
+    views = {}
+    for name, spec in sorted(distinct.items()):
+        slots = np.searchsorted(needed, numbers[name])
+        everything = len(slots) == len(needed) and bool((slots == np.arange(len(needed))).all())
+        views[name] = render_view(frames if everything else frames[slots], geometry, spec.crop_size)
+    return views
+
+
+def _positions(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Array:
+    """Places in the clip of the frames that a view shows."""
+    if spec.modality != "rgb":
+        raise UserError(f"a view of modality '{spec.modality}' cannot be made from frames alone.")
+    count = num_clip_frames if spec.num_frames is None else spec.num_frames
+    rng = np.random.default_rng([seed, zlib.crc32(f"{spec.pick} {count}".encode())])
+    return lookup(FRAME_PICKERS, spec.pick, "FRAME_PICK")(num_clip_frames, count, rng)

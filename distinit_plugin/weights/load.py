@@ -1,0 +1,151 @@
+"""Putting a file's weights into a network: all checks first, then the copy, so that nothing is ever half loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distinit_plugin.errors import WeightsError
+from distinit_plugin.types import Network
+from distinit_plugin.weights.keymaps import align_prefix, is_counter, modern_key
+from distinit_plugin.weights.read import read_checkpoint
+from distinit_plugin.weights.report import LoadReport, Mismatch, shorten
+
+
+def load_weights(
+    network: Network,
+    path: str | Path,
+    *,
+    strict: bool = False,
+    allow_missing_prefixes: Collection[str] = (),
+) -> LoadReport:
+    """Load a file into a network, in place.
+
+    A classifier for another number of classes is left at its initialisation and reported as mismatched; so are keys
+    that only one side has. BN batch counters may be absent.
+
+    Args:
+        network: The network, under the keys of its ``bare_state_dict``.
+        path: A file that :func:`read_checkpoint` reads.
+        strict: Refuse any difference.
+        allow_missing_prefixes: Keys of the network that start so may be absent even when ``strict``.
+
+    Raises:
+        WeightsError: The file is unreadable or of another network, or differs although ``strict``; the network is
+            untouched.
+    """
+    file = read_checkpoint(path)
+    return load_tensors(
+        network.bare_state_dict(),
+        file.tensors,
+        file.path,
+        strict=strict,
+        allow_missing_prefixes=allow_missing_prefixes,
+    )
+
+
+def load_tensors(
+    target: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    source: str,
+    *,
+    strict: bool = False,
+    allow_missing_prefixes: Collection[str] = (),
+) -> LoadReport:
+    """:func:`load_weights` between two state dicts; ``target`` must share memory with its network.
+
+    Raises:
+        WeightsError: As :func:`load_weights`.
+    """
+    tensors = match_keys(tensors, target)
+    report = compare(target, tensors, source)
+    _refuse_other_network(report, target)
+    if strict:
+        _refuse_differences(report, tuple(allow_missing_prefixes))
+    copy_tensors(target, tensors, report)
+    return report
+
+
+def match_keys(tensors: Mapping[str, Tensor], target: Collection[str]) -> dict[str, Tensor]:
+    """The file's tensors under today's names, without a prefix that the network does not have."""
+    return align_prefix({modern_key(key): value for key, value in tensors.items()}, target)
+
+
+def compare(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> LoadReport:
+    """What loading would give; nothing is copied."""
+    shared = [key for key in target if key in tensors]
+    return LoadReport(
+        source=source,
+        loaded=tuple(key for key in shared if tensors[key].shape == target[key].shape),
+        missing=tuple(key for key in target if key not in tensors and not is_counter(key)),
+        unexpected=tuple(key for key in tensors if key not in target and not is_counter(key)),
+        mismatched=tuple(
+            Mismatch(key, tuple(tensors[key].shape), tuple(target[key].shape))
+            for key in shared
+            if tensors[key].shape != target[key].shape
+        ),
+    )
+
+
+def only_classifier(mismatched: Collection[Mismatch]) -> bool:
+    """Whether the mismatches are one layer whose number of outputs differs: only a last layer can be alone in that."""
+    modules = {mismatch.name.rpartition(".")[0] for mismatch in mismatched}
+    return len(modules) == 1 and all(
+        file_shape[:1] != network_shape[:1] and file_shape[1:] == network_shape[1:]
+        for _, file_shape, network_shape in mismatched
+    )
+
+
+def copy_tensors(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], report: LoadReport) -> None:
+    """Copy the keys that ``report`` names as loaded; types are converted.
+
+    Raises:
+        WeightsError: A value is NaN or infinite.
+    """
+    for key in report.loaded:
+        if not torch.isfinite(tensors[key]).all():
+            raise WeightsError(
+                f"{report.source}: {key} has values that are NaN or infinite; nothing was loaded. The training that "
+                "wrote it diverged, or the file is damaged: take another one."
+            )
+    with torch.no_grad():
+        for key in report.loaded:
+            target[key].copy_(tensors[key])
+
+
+def _refuse_other_network(report: LoadReport, target: Mapping[str, Tensor]) -> None:
+    weights = [key for key in report.loaded if not is_counter(key)]
+    if report.mismatched and not only_classifier(report.mismatched):
+        shapes = tuple(str(mismatch) for mismatch in report.mismatched)
+        raise WeightsError(
+            f"{report.source} is of another network: {shorten(shapes)}; nothing was loaded.{_hint(report)}"
+        )
+    if not weights:
+        raise WeightsError(
+            f"{report.source} is of another network: none of its tensors ({shorten(report.unexpected) or 'none'}) is "
+            f"one of the network's ({shorten(tuple(target))}); nothing was loaded."
+        )
+
+
+def _hint(report: LoadReport) -> str:
+    if any(len(mismatch.file_shape) + 1 == len(mismatch.network_shape) for mismatch in report.mismatched):
+        return " Its kernels have no time axis: weights of an image network are inflated with INIT.INFLATE_FROM."
+    return " Check the network's name, depth, width and variant."
+
+
+def _refuse_differences(report: LoadReport, allowed: tuple[str, ...]) -> None:
+    missing = tuple(key for key in report.missing if not key.startswith(allowed)) if allowed else report.missing
+    problems = [
+        f"{label} {shorten(names)}"
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", report.unexpected),
+            ("of another shape", tuple(str(mismatch) for mismatch in report.mismatched)),
+        )
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{report.source} does not fit the network: {'; '.join(problems)}. Nothing was loaded.")

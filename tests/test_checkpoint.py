@@ -1,0 +1,231 @@
+"""Checkpoints: layout, safety, atomic writes, damaged files."""
+
+import os
+import random
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distinit_plugin.engine import checkpoint
+from distinit_plugin.engine.checkpoint import (
+    damage,
+    epoch_file_name,
+    epoch_files,
+    load_checkpoint,
+    newest_checkpoint,
+    newest_state,
+    plain,
+    prune,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    write_atomically,
+)
+from distinit_plugin.errors import UserError, WeightsError
+
+
+def state_of(step: int) -> dict:
+    return {
+        "epoch": step - 1,
+        "model_state": {"weight": torch.full((50,), float(step))},
+        "optimizer_state": {},
+        "cfg": "A: 1\n",
+        "distinit": {"progress": {"step": step}},
+    }
+
+
+def save_epochs(folder: Path, count: int) -> list[Path]:
+    paths = [folder / epoch_file_name(epoch) for epoch in range(count)]
+    for number, path in enumerate(paths, start=1):
+        save_checkpoint(path, state_of(number))
+    return paths
+
+
+def truncate(path: Path, share: float = 0.5) -> None:
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(len(contents) * share)])
+
+
+def test_names_are_pyslowfasts():
+    assert epoch_file_name(9) == "checkpoint_epoch_00010.pyth"
+    # PySlowFast: the newest state is the last name, in sorted order, that contains "checkpoint".
+    names = [epoch_file_name(epoch) for epoch in (0, 9, 98)] + [checkpoint.BEST_NAME, checkpoint.RESUME_NAME]
+    assert [name for name in sorted(names) if "checkpoint" in name][-1] == epoch_file_name(98)
+
+
+def test_round_trip_of_a_real_optimizer_is_exact(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99))
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    state = {**state_of(3), "model_state": network.state_dict(), "optimizer_state": optimizer.state_dict()}
+    state["distinit"]["rng"] = [rng_state()]
+    save_checkpoint(tmp_path / "a.pyth", state)
+    loaded = load_checkpoint(tmp_path / "a.pyth")  # weights_only
+    assert loaded["epoch"] == 2
+    assert loaded["cfg"] == "A: 1\n"
+    assert list(loaded["model_state"]) == ["weight", "bias"]
+    torch.testing.assert_close(loaded["model_state"]["weight"], network.weight.detach(), rtol=0, atol=0)
+    fresh = torch.optim.AdamW(network.parameters())
+    fresh.load_state_dict(loaded["optimizer_state"])
+    assert fresh.param_groups[0]["betas"] == (0.9, 0.99)
+    moments = optimizer.state[network.weight]["exp_avg"]
+    torch.testing.assert_close(fresh.state[network.weight]["exp_avg"], moments, rtol=0, atol=0)
+
+
+def test_plain_converts_numpy_and_refuses_objects():
+    converted = plain({"a": np.float64(0.5), "b": np.arange(3), "c": (1, [None, "x"]), "d": OrderedDict(k=np.int64(1))})
+    assert converted["a"] == 0.5
+    assert type(converted["a"]) is float
+    assert converted["b"].tolist() == [0, 1, 2]
+    assert converted["c"] == (1, [None, "x"])
+    assert type(converted["d"]) is OrderedDict
+    with pytest.raises(
+        TypeError, match=r"checkpoint\['meters'\]\[1\] is a Path|checkpoint\['meters'\]\[1\] is a Posix"
+    ):
+        plain({"meters": [1, Path("x")]})
+
+
+def test_an_object_in_the_state_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError, match="object"):
+        save_checkpoint(tmp_path / "a.pyth", {**state_of(1), "cfg": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / epoch_file_name(0)
+    save_checkpoint(path, state_of(1))
+    before = path.read_bytes()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(checkpoint.os, "replace", kill)
+    with pytest.raises(Killed):
+        save_checkpoint(path, state_of(2))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert (tmp_path / (path.name + ".tmp")).exists()  # what a kill leaves: never taken for a checkpoint
+    assert newest_checkpoint(tmp_path) == path
+    save_checkpoint(path, state_of(2))
+    assert load_checkpoint(path)["epoch"] == 1
+    assert epoch_files(tmp_path) == [path]
+    assert not (tmp_path / (path.name + ".tmp")).exists()
+
+
+def test_a_failing_write_keeps_the_old_file_and_cleans_up(tmp_path):
+    path = tmp_path / "a.pyth"
+    path.write_bytes(b"old")
+
+    def full_disk(file):
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*a\.pyth.*No space left"):
+        write_atomically(path, full_disk)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.pyth"]
+
+
+def test_the_folder_that_is_a_file(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(tmp_path / "runs" / "checkpoints" / "a.pyth", state_of(1))
+
+
+def test_newest_passes_over_truncated_files_and_names_them(tmp_path, caplog):
+    paths = save_epochs(tmp_path, 4)
+    assert newest_checkpoint(tmp_path) == paths[3]
+    truncate(paths[3])
+    paths[2].write_bytes(b"")
+    with caplog.at_level("WARNING", logger="distinit_plugin"):
+        assert newest_checkpoint(tmp_path) == paths[1]
+    assert paths[3].name in caplog.text
+    assert paths[2].name in caplog.text
+    assert paths[1].name not in caplog.text
+
+
+def test_newest_is_by_number_not_by_name(tmp_path):
+    for epoch in (99998, 99999):
+        save_checkpoint(tmp_path / epoch_file_name(epoch), state_of(epoch + 1))
+    assert newest_checkpoint(tmp_path).name == "checkpoint_epoch_100000.pyth"
+
+
+def test_damage_finds_flipped_bytes(tmp_path):
+    path = save_epochs(tmp_path, 1)[0]
+    assert damage(path) is None
+    with zipfile.ZipFile(path) as archive:
+        payload = torch.full((50,), 1.0).numpy().tobytes()
+        assert any(archive.read(name) == payload for name in archive.namelist())
+    contents = path.read_bytes()
+    place = contents.index(payload)
+    path.write_bytes(contents[:place] + b"\xff" + contents[place + 1 :])
+    assert damage(path) is not None
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_nothing_to_find(tmp_path):
+    assert newest_checkpoint(tmp_path / "missing") is None
+    assert newest_state(tmp_path) is None
+
+
+def test_newest_state_takes_the_mid_epoch_state_only_when_it_is_ahead(tmp_path):
+    paths = save_epochs(tmp_path, 2)
+    resume = tmp_path / checkpoint.RESUME_NAME
+    save_checkpoint(resume, state_of(1))
+    assert newest_state(tmp_path)[0] == paths[1]
+    save_checkpoint(resume, state_of(7))
+    path, state = newest_state(tmp_path)
+    assert path == resume
+    assert state["distinit"]["progress"]["step"] == 7
+    truncate(resume)
+    assert newest_state(tmp_path)[0] == paths[1]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "there is no checkpoint"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: torch.save({"epoch": 1}, path), "no entry 'model_state'"),
+        (lambda path: torch.save([1], path), "no entry 'model_state'"),
+        (lambda path: torch.save({"model_state": {}, "x": Path("x")}, path), "cannot be read"),
+        (lambda path: (torch.save(state_of(1), path), truncate(path)), "truncated"),
+    ],
+)
+def test_bad_files_are_refused_with_a_sentence(tmp_path, write, message):
+    path = tmp_path / "a.pyth"
+    write(path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_prune_keeps_the_newest_and_other_files(tmp_path):
+    paths = save_epochs(tmp_path, 4)
+    save_checkpoint(tmp_path / checkpoint.BEST_NAME, state_of(1))
+    assert prune(tmp_path, 0) == []
+    assert prune(tmp_path, 2) == paths[:2]
+    assert epoch_files(tmp_path) == paths[2:]
+    assert (tmp_path / checkpoint.BEST_NAME).exists()
+    assert prune(tmp_path, 2) == []
+
+
+def test_rng_state_reproduces_every_generator(tmp_path):
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)  # noqa: NPY002
+
+    random.gauss(0, 1)  # leaves a second value behind, which is part of the state
+    save_checkpoint(tmp_path / "a.pyth", {**state_of(1), "rng": rng_state()})
+    first = draw()
+    assert draw() != first
+    set_rng_state(load_checkpoint(tmp_path / "a.pyth")["rng"])
+    assert draw() == first
