@@ -18,8 +18,8 @@ from distinit_plugin.version import __version__
 _PLACES = {
     "get_cfg": "distinit_plugin.config.defaults",
     "load_cfg": "distinit_plugin.config.load",
-    "run": "distinit_plugin.jobs",
-    "predict": "distinit_plugin.jobs",
+    "run": "distinit_plugin.jobs.running",
+    "predict": "distinit_plugin.jobs.prediction",
     "build_network": "distinit_plugin.models.factory",
     "InputSpec": "distinit_plugin.models.network",
     "build_teacher": "distinit_plugin.teachers.factory",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -18,7 +17,6 @@ from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
-from distinit_plugin.models.conv import adopt_convolutions
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.objectives import Objective, Term, build_adapter
 from distinit_plugin.teachers import factory as teacher_factory
@@ -80,9 +78,7 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     """
     reports = []
     if cfg.INIT.INFLATE_FROM:
-        reports.append(
-            inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS)
-        )
+        reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
         reports.append(load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH))
     return reports
@@ -151,9 +147,7 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
             )
         )
         adapters[name] = build_adapter(entry.HEAD, student, student_layer, teacher, entry.LAYER)
-    return Objective(
-        student, terms, teachers, adapters, gate=cfg.DISTILL.GATE, gate_mean=cfg.DISTILL.GATE_MEAN
-    )
+    return Objective(student, terms, teachers, adapters, gate=cfg.DISTILL.GATE, gate_mean=cfg.DISTILL.GATE_MEAN)
 
 
 def _default_student_layer(entry: CfgNode, student: Network) -> str:
@@ -243,11 +237,22 @@ def _load_pyslowfast_list(cfg: CfgNode, split: Split, labeled: bool) -> Corpus:
     )
 
 
-def build_dataset(cfg: CfgNode, videos: Mixture, specs: Mapping[str, ViewSpec], split: Split) -> ClipDataset:
-    """Records + decoding + sampling + views. The clip is that of the student's first view."""
+def build_dataset(
+    cfg: CfgNode, videos: Mixture, specs: Mapping[str, ViewSpec], split: Split, *, keep_index: bool = True
+) -> ClipDataset:
+    """Records + decoding + sampling + views. The clip is that of the student's first view.
+
+    Args:
+        cfg: The configuration.
+        videos: From ``build_corpora``.
+        specs: ``consumer/view`` → what that network must be fed.
+        split: Which use.
+        keep_index: Keep the videos' time stamps on disk (CORPUS.INDEX_CACHE); else in memory only.
+    """
     clip_spec = next(spec for name, spec in specs.items() if name.startswith("student/"))
     is_test = split == "test"
     low, high = cfg.DATA.TRAIN_JITTER_SCALES
+    index_folder = cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER)
     return ClipDataset(
         videos,
         specs,
@@ -262,7 +267,7 @@ def build_dataset(cfg: CfgNode, videos: Mixture, specs: Mapping[str, ViewSpec], 
         test_clips=cfg.CORPUS.TEST_CLIPS if is_test else "uniform",
         dense_stride=cfg.CORPUS.DENSE_STRIDE,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
-        index_cache=cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER),
+        index_cache=index_folder if keep_index else None,
     )
 
 
@@ -301,9 +306,7 @@ def build_train_loader(cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler)
 def build_test_loader(cfg: CfgNode, dataset: ClipDataset, *, num_crops: int = 1) -> ClipLoader:
     """Every clip and crop of every video once, dealt to the ranks by video."""
     clips = dataset.clips_per_video(num_workers=cfg.DATA_LOADER.NUM_WORKERS)
-    sampler = ViewSampler(
-        clips, num_crops, rank=distributed.rank(), world_size=distributed.world_size()
-    )
+    sampler = ViewSampler(clips, num_crops, rank=distributed.rank(), world_size=distributed.world_size())
     return build_loader(
         dataset,
         sampler,

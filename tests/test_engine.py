@@ -286,16 +286,16 @@ def test_resume_at_an_epoch_boundary_is_exact(tmp_path):
 
 
 def test_resume_in_the_middle_of_an_epoch_is_exact(tmp_path):
-    whole = trainer_of(dropout=0.5, max_epoch=2)
+    whole = trainer_of(dropout=0.5, max_epoch=1)
     result = whole.train()
-    first = trainer_of(dropout=0.5, max_epoch=2)
+    first = trainer_of(dropout=0.5, max_epoch=1)
     with first.open_epoch() as batches:
         for _ in range(3):
             first.run_step(batches)
     checkpointer = Checkpointer(tmp_path, resume_minutes=1e-9)
     assert checkpointer.resume_state_is_due()
     checkpointer.save_resume(first.state.state_dict(first.step))
-    second = trainer_of(dropout=0.5, max_epoch=2)
+    second = trainer_of(dropout=0.5, max_epoch=1)
     second.state.load_state_dict(checkpoint.newest_state(tmp_path / "checkpoints")[1], CPU)
     assert (second.state.epoch, second.state.step_in_epoch, second.step) == (0, 3, 3)
     again = second.train()

@@ -1,7 +1,12 @@
-"""2D weights inflated into 3D networks."""
+"""2D weights inflated into 3D networks.
+
+In float64: there the fixed point is exact, while in fp32 17 random layers make 1e-5 of rounding (half of it in the 2D
+network itself).
+"""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -15,41 +20,42 @@ from distinit_plugin.models.network import InputSpec
 from distinit_plugin.weights import inflate, inflate_state_dict
 from distinit_plugin.weights.inflate import inflate_kernel
 
-SIZE, FRAMES, CLASSES = 64, 4, 6
+SIZE, FRAMES, CLASSES, WIDTH = 64, 4, 6, 16
 CLIP = InputSpec(num_frames=FRAMES, train_crop_size=SIZE, test_crop_size=SIZE)
 
 
 @pytest.fixture(scope="module")
 def image_network() -> nn.Module:
-    """ResNet-18 whose BN statistics belong to its weights; with default ones a wrong padding shows only in 3e-7."""
+    """A narrow ResNet-18, with torchvision's keys, whose BN statistics belong to its weights; with default ones a wrong padding shows only in 3e-7."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = resnet18(num_classes=CLASSES)
+        network = build_network("Res2D", num_classes=CLASSES, input=CLIP, width=WIDTH)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.bias, -0.3, 0.3)
         with torch.no_grad():
-            network.train()(torch.randn(8, 3, SIZE, SIZE))
-    return network.eval()
+            network.train()({"rgb": torch.randn(8, 3, 1, SIZE, SIZE)})
+    return network.eval().double()
 
 
 @pytest.fixture(scope="module")
 def image() -> Tensor:
-    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def res3d(**switches: object) -> nn.Module:
-    options: dict = {"variant": "torchvision", "stem_pool": True, "temporal_padding": "replicate", **switches}
+    options: dict = {"variant": "torchvision", "stem_pool": True, "temporal_padding": "replicate", "width": WIDTH}
+    options |= switches
     classes = options.pop("num_classes", CLASSES)
-    return build_network("Res3D", num_classes=classes, input=CLIP, **options).eval()
+    return build_network("Res3D", num_classes=classes, input=CLIP, **options).double().eval()
 
 
 def relative_error(network: nn.Module, image_network: nn.Module, image: Tensor) -> float:
     clip = image.unsqueeze(2).expand(-1, -1, FRAMES, -1, -1)
     with torch.no_grad():
-        expected = image_network(image)
+        expected = image_network({"rgb": image.unsqueeze(2)}).logits
         return float((network({"rgb": clip}).logits - expected).norm() / expected.norm())
 
 
@@ -59,13 +65,14 @@ def test_boring_video(image_network: nn.Module, image: Tensor) -> None:
     report = inflate_state_dict(image_network.state_dict(), network)
     assert report.complete
     assert report.notes == ()
-    assert relative_error(network, image_network, image) <= 1e-5
+    assert relative_error(network, image_network, image) <= 1e-10
+    assert relative_error(network.float(), deepcopy(image_network).float(), image.float()) <= 5e-5
 
 
 def test_boring_video_fails_as_documented(image_network: nn.Module, image: Tensor) -> None:
     padded = res3d(temporal_padding="zeros")
     inflate_state_dict(image_network.state_dict(), padded)
-    assert 0.05 < relative_error(padded, image_network, image) < 1.0
+    assert 0.05 < relative_error(padded, image_network, image) < 5.0
     unpooled = res3d(stem_pool=False)
     report = inflate_state_dict(image_network.state_dict(), unpooled)
     assert any("NETWORK.STEM_POOL" in note for note in report.notes)
@@ -95,7 +102,7 @@ def test_values(image_network: nn.Module) -> None:
     assert torch.equal(network.fc.weight, image_network.fc.weight)
 
 
-def test_flow_stem() -> None:
+def test_flow_stem(image_network: nn.Module) -> None:
     """Two input channels get the mean of three, unscaled (DistInit table 5)."""
     kernel = torch.randn(4, 3, 7, 7)
     inflated = inflate_kernel(kernel, 2, 3)
@@ -103,8 +110,8 @@ def test_flow_stem() -> None:
     assert torch.allclose(inflated[:, 1].sum(dim=1), kernel.mean(dim=1), atol=1e-6)
 
     network = res3d()
-    network.stem[0].weight = nn.Parameter(torch.zeros(64, 2, 3, 7, 7))
-    state = resnet18(num_classes=CLASSES).state_dict()
+    network.stem[0].weight = nn.Parameter(torch.zeros(WIDTH, 2, 3, 7, 7, dtype=torch.float64))
+    state = image_network.state_dict()
     assert inflate_state_dict(state, network).complete
     assert torch.allclose(network.stem[0].weight[:, 0, 1], state["conv1.weight"].mean(dim=1) / 3)
 
@@ -149,22 +156,23 @@ def test_bottlenecks_are_refused() -> None:
 
 def test_by_name(tmp_path: Path, image: Tensor) -> None:
     """Res2D and a file, at a small width; DataParallel's names and no batch counters."""
-    flat = build_network("Res2D", num_classes=3, input=CLIP, depth=10, width=8).eval()
+    flat = build_network("Res2D", num_classes=3, input=CLIP, depth=10, width=8).double().eval()
     state = {"module." + key: value for key, value in flat.state_dict().items() if "batches" not in key}
     torch.save({"state_dict": state, "epoch": 1}, tmp_path / "w.pth")
     network = res3d(num_classes=3, depth=10, width=8)
     assert inflate(network, "Res2D", str(tmp_path / "w.pth")).complete
     clip = image.unsqueeze(2).expand(-1, -1, FRAMES, -1, -1)
     with torch.no_grad():
-        assert torch.allclose(network({"rgb": clip}).logits, flat({"rgb": clip}).logits, atol=1e-5)
+        assert torch.allclose(network({"rgb": clip}).logits, flat({"rgb": clip}).logits, atol=1e-9)
     for weights in ("", "random"):
         with pytest.raises(UserError, match="needs trained weights"):
             inflate(network, "torchvision/resnet18", weights)
 
 
-def test_timm_names(image: Tensor) -> None:
-    timm = pytest.importorskip("timm")
-    flat = timm.create_model("resnet18", num_classes=CLASSES).eval()
-    network = res3d()
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_published_names(library: str) -> None:
+    flat = pytest.importorskip("timm").create_model("resnet18") if library == "timm" else resnet18()
+    network = res3d(width=64, num_classes=1000)
     assert inflate_state_dict(flat.state_dict(), network).complete
-    assert torch.equal(network.layer4[1].conv1[0].weight[:, :, 2], flat.layer4[1].conv1.weight / 3)
+    expected = flat.state_dict()["layer4.1.conv1.weight"].double() / 3
+    assert torch.allclose(network.layer4[1].conv1[0].weight[:, :, 2], expected, rtol=1e-6)

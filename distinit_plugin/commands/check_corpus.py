@@ -10,7 +10,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("path", help="folder of videos, list, csv, or folder of split files")
-    parser.add_argument("--format", default="", help="folder, list, csv, ucf101, hmdb51, kinetics, frames; default: guess")
+    parser.add_argument(
+        "--format", default="", help="folder, list, csv, ucf101, hmdb51, kinetics, frames; default: guess"
+    )
     parser.add_argument("--root", default="", help="where the videos are, when PATH is a list")
     parser.add_argument("--subset", default="", help="train or test of UCF-101 and HMDB-51")
     parser.add_argument("--split", type=int, default=1, choices=[1, 2, 3], help="split of UCF-101 and HMDB-51")

@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a short table per video; the exit code is 1 when a video could not be read."""
-    from distinit_plugin import jobs
+    from distinit_plugin.jobs.prediction import predict
 
-    predictions = jobs.predict(
+    predictions = predict(
         arguments.videos,
         checkpoint=arguments.checkpoint,
         class_file=arguments.classes,

@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Extract features of CORPUS.TRAIN and CORPUS.TEST and print both accuracies."""
     cfg = load_from_arguments(arguments)
 
-    from distinit_plugin import jobs
+    from distinit_plugin.jobs.probing import probe
 
-    jobs.probe(cfg, neighbors=arguments.neighbors)
+    probe(cfg, neighbors=arguments.neighbors)
     return 0

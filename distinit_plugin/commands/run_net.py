@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         extra += ["SHARD_ID", str(arguments.shard_id)]
     cfg = load_from_arguments(arguments, extra)
 
-    from distinit_plugin import jobs  # after the configuration is known to be right: this imports torch
+    from distinit_plugin.jobs.running import run as run_job  # imports torch: only once the configuration is right
 
-    jobs.run(cfg)
+    run_job(cfg)
     return 0

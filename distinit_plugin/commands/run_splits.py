@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and test once per split, in OUTPUT_DIR/split_N, and print one table."""
     cfg = load_from_arguments(arguments)
 
-    from distinit_plugin import jobs
+    from distinit_plugin.jobs.splits import run_splits
 
-    jobs.run_splits(cfg, tuple(arguments.splits))
+    run_splits(cfg, tuple(arguments.splits))
     return 0

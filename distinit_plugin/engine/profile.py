@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.engine.evaluate import evaluation_mode
 from distinit_plugin.engine.meters import duration_text, process_peak_memory
 from distinit_plugin.engine.train import Trainer
+from distinit_plugin.teachers.frozen import Frozen
 
 _GIB = 1024**3
 
@@ -127,7 +129,8 @@ def _costs(trainer: Trainer, views: Mapping[str, Tensor]) -> dict[str, NetworkCo
         own = {view.removeprefix(f"{name}/"): value for view, value in views.items() if view.startswith(f"{name}/")}
         with trainer.state.precision.autocast():
             macs = count_macs(network, own)
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+        owner = cast(nn.Module, network.network) if isinstance(network, Frozen) else network
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in owner.parameters()]
         costs[name] = NetworkCost(sum(size for size, _ in sizes), sum(size for size, grad in sizes if grad), macs)
     return costs
 

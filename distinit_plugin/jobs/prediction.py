@@ -64,7 +64,8 @@ def predict(
         for path in paths:
             listing.add(path)
         videos = Mixture([Corpus("videos", listing)])
-        dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "test")
+        named = {f"student/{name}": spec for name, spec in specs.items()}
+        dataset = build.build_dataset(cfg, videos, named, "test", keep_index=False)
         evaluation = evaluate(
             session.place(network),
             build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS),
@@ -109,5 +110,7 @@ def _read_names(class_file: str) -> list[str]:
     try:
         lines = Path(class_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes: {class_file} cannot be read ({error}); it must hold one class name per line.") from error
+        raise UserError(
+            f"--classes: {class_file} cannot be read ({error}); it must hold one class name per line."
+        ) from error
     return [line.strip() for line in lines if line.strip()]

@@ -67,7 +67,9 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         text = json.dumps(asdict(result), indent=2) + "\n"
         write_atomically(session.output_dir / RESULTS_FILE, lambda file: file.write(text.encode()))
         row = Row(session.output_dir.name, {f"{neighbors}-NN": result.knn, "linear probe": result.linear})
-        session.log.console.print(terminal_table([row], title=f"{result.num_test} test videos, %", first="frozen features"))
+        session.log.console.print(
+            terminal_table([row], title=f"{result.num_test} test videos, %", first="frozen features")
+        )
     return result
 
 

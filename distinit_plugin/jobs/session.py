@@ -89,9 +89,7 @@ class Session:
             report = choose_formulations(module, views, device=self.device, cache_path=cache, timing=timing)
         else:
             dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float16
-            report = check_convolutions(
-                module, views, dtype=dtype, device=self.device, cache_path=cache, timing=timing
-            )
+            report = check_convolutions(module, views, dtype=dtype, device=self.device, cache_path=cache, timing=timing)
         logger.info("%s", report)
 
 
@@ -164,7 +162,9 @@ def choose_device(cfg: CfgNode) -> torch.device:
     wants_gpu = cfg.RUNNER.DEVICE == "cuda" or cfg.NUM_GPUS > 0
     if wants_gpu and not torch.cuda.is_available():
         key = "RUNNER.DEVICE is cuda" if cfg.RUNNER.DEVICE == "cuda" else f"NUM_GPUS is {cfg.NUM_GPUS}"
-        raise UserError(f"{key}, but torch finds no GPU here: set RUNNER.DEVICE cpu and NUM_GPUS 0, or repair the driver.")
+        raise UserError(
+            f"{key}, but torch finds no GPU here: set RUNNER.DEVICE cpu and NUM_GPUS 0, or repair the driver."
+        )
     if cfg.NUM_GPUS > 1 and not distributed.started_by_torchrun():
         raise UserError(
             f"NUM_GPUS is {cfg.NUM_GPUS}: start one process per GPU with torchrun --nproc_per_node {cfg.NUM_GPUS} "

@@ -60,7 +60,9 @@ def weights_to_test(cfg: CfgNode) -> Path:
         return newest
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
         return Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
-    raise UserError(f"There is no checkpoint to test: {folder} holds none; train first or set TEST.CHECKPOINT_FILE_PATH.")
+    raise UserError(
+        f"There is no checkpoint to test: {folder} holds none; train first or set TEST.CHECKPOINT_FILE_PATH."
+    )
 
 
 def evaluate_corpus(session: Session, network: build.Network, split: Split) -> Evaluation:

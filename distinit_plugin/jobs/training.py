@@ -26,7 +26,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import class_names_of, evaluate_corpus
 from distinit_plugin.objectives import Objective
-from distinit_plugin.types import Batch, Network, ViewSpec
+from distinit_plugin.types import Batch, Network
 from distinit_plugin.video.corpus import Mixture
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def train_in_session(session: Session) -> TrainResult:
 def dry_run(session: Session) -> None:
     """Print what the job would cost: shapes, parameters, GMACs, memory, clips/s, duration. Nothing is written."""
     report = profile_training(build_trainer(session, saves=False))
-    session.log.console.print(str(report))
+    session.log.console.print(str(report), soft_wrap=True)
 
 
 def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
@@ -75,7 +75,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
     videos = build.build_corpora(cfg, "train")
     if cfg.ACTION.LOSS_WEIGHT > 0:
         videos.check_labels(cfg.MODEL.NUM_CLASSES)
-    dataset = build.build_dataset(cfg, videos, specs, "train")
+    dataset = build.build_dataset(cfg, videos, specs, "train", keep_index=saves)
     sampler = build.build_train_sampler(cfg, videos)
 
     bad_log = BadVideoLog(session.output_dir / BAD_VIDEOS_FILE if saves and distributed.is_main() else None)
@@ -164,7 +164,9 @@ def _log_model(session: Session, objective: Objective) -> None:
     trained = sum(parameter.numel() for parameter in objective.trainable.parameters() if parameter.requires_grad)
     terms = ", ".join(f"{term.name} × {term.weight:g}" for term in objective.terms)
     name = session.cfg.MODEL.MODEL_NAME
-    logger.info("student %s: %s parameters; %s train (heads included); terms: %s", name, f"{total:,}", f"{trained:,}", terms)
+    logger.info(
+        "student %s: %s parameters; %s train (heads included); terms: %s", name, f"{total:,}", f"{trained:,}", terms
+    )
 
 
 def _wrap(session: Session, objective: Objective) -> Callable[[], AbstractContextManager[Any]]:

@@ -79,9 +79,7 @@ def match_grid(prediction: Tensor, target: Tensor) -> Tensor:
     return functional.interpolate(pooled, size=(frames, height, width), mode="trilinear", align_corners=False)
 
 
-def layer_sizes(
-    student: Network, student_layer: str, teacher: Network, teacher_layer: str
-) -> tuple[int, int]:
+def layer_sizes(student: Network, student_layer: str, teacher: Network, teacher_layer: str) -> tuple[int, int]:
     """Sizes of the student's and of the teacher's layer.
 
     Raises:

@@ -185,7 +185,7 @@ class Objective:
                 if output.logits is None:
                     raise no_classifier(f"MAX_ENTROPY is set, but the teacher {term.teacher}")
                 # "not ≥" and not "<": a NaN stays in the loss, where it is noticed.
-                weights[term.name] = ((entropies <= term.max_entropy)).to(torch.float32)
+                weights[term.name] = (~(entropies >= term.max_entropy)).to(torch.float32)
                 report[f"kept/{term.name}"] = weights[term.name].mean()
         num_examples = torch.full((), float(batch_size), device=device)
         counts = {name: weight.sum() if self.gate_mean == "kept" else num_examples for name, weight in weights.items()}

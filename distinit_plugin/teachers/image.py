@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import torch
 import torchvision.models
@@ -156,7 +156,7 @@ class TorchvisionClassifier(ImageNetwork):
     def num_classes(self) -> int:
         """Outputs of the last layer."""
         last = self.body.get_submodule(self._classifier_path)
-        return 0 if isinstance(last, nn.Identity) else int(last.weight.shape[0])  # type: ignore[union-attr, arg-type]
+        return 0 if isinstance(last, nn.Identity) else len(cast(Tensor, last.weight))
 
     def run_frames(self, frames: Tensor) -> FrameOutput:
         """Logits from the whole network, the rest caught on the way."""

@@ -155,8 +155,9 @@ class VideoReader:
         Raises:
             VideoError: A frame cannot be decoded, or it takes too long.
         """
-        wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.index.num_frames:
+        asked = [int(index) for index in indices]
+        wanted = sorted(set(asked))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.index.num_frames:
             beyond = wanted[0] if wanted[0] < 0 else wanted[-1]
             raise VideoError(self.path, f"frame {beyond} was asked for, but it has {self.index.num_frames} frames")
         with video_errors(self.path, "cannot be decoded"):
@@ -165,8 +166,7 @@ class VideoReader:
             for span in self._spans(wanted):
                 self._read_span(span, frames[done : done + len(span)])
                 done += len(span)
-            in_order = np.array_equal(inverse, np.arange(len(wanted)))
-            return frames if in_order else frames[inverse]
+        return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
 
     def _open(self) -> None:
         self.close()
@@ -206,23 +206,26 @@ class VideoReader:
             self._at_start = False
         return index_frames(self._container, self._stream, self._deadline)
 
-    def _spans(self, wanted: Int64Array) -> Iterator[Int64Array]:
+    def _spans(self, wanted: list[int]) -> Iterator[list[int]]:
         """Split sorted frame numbers where seeking is cheaper than decoding what lies between."""
-        if len(wanted) == 0:
-            return
-        gains = self._last_keys(wanted[1:]) - wanted[:-1]
-        yield from np.split(wanted, np.flatnonzero(gains > _SEEK_GAIN) + 1)
+        begin = 0
+        for place in range(1, len(wanted)):
+            if self._last_key(wanted[place]) - wanted[place - 1] > _SEEK_GAIN:
+                yield wanted[begin:place]
+                begin = place
+        if wanted:
+            yield wanted[begin:]
 
-    def _last_keys(self, wanted: Int64Array) -> Int64Array:
-        """The nearest key frame at or before each frame; -1: none is known."""
-        positions = np.concatenate([[-1], self.index.key_positions])
-        return positions[np.searchsorted(self.index.key_positions, wanted, side="right")]
+    def _last_key(self, number: int) -> int:
+        """The nearest key frame at or before a frame; -1: none is known."""
+        place = int(self.index.key_positions.searchsorted(number, side="right"))
+        return int(self.index.key_positions[place - 1]) if place else -1
 
-    def _read_span(self, wanted: Int64Array, out: Frames) -> None:
+    def _read_span(self, wanted: list[int], out: Frames) -> None:
         """Decode sorted, distinct frames into ``out``, from the last key frame or else from the start."""
-        key = int(self._last_keys(wanted[:1])[0])
+        key = self._last_key(wanted[0])
         if self._seek(key):
-            problem = self._collect(wanted, out, self.index.stamps[key])
+            problem = self._collect(wanted, out, int(self.index.stamps[key]))
             if problem is None:
                 return
             # A key frame that is none (a gradual refresh), or a seek that missed: the long way decides.
@@ -237,7 +240,7 @@ class VideoReader:
         if key < 0 or len(self.index.stamps) == 0 or (key == self.index.key_positions[0] and self._at_start):
             return False
         assert self._container is not None
-        stamp = self.index.key_seeks[np.searchsorted(self.index.key_positions, key)]
+        stamp = self.index.key_seeks[self.index.key_positions.searchsorted(key)]
         try:
             self._container.seek(int(stamp), stream=self._stream)
         except av.error.FFmpegError:
@@ -245,7 +248,7 @@ class VideoReader:
         self._at_start = False
         return True
 
-    def _collect(self, wanted: Int64Array, out: Frames, key_stamp: int | None) -> str | None:
+    def _collect(self, wanted: list[int], out: Frames, key_stamp: int | None) -> str | None:
         """Decode on from here until every wanted frame is converted into ``out``.
 
         Args:
@@ -258,8 +261,8 @@ class VideoReader:
         """
         assert self._container is not None
         counted = len(self.index.stamps) == 0
-        names = wanted if counted else self.index.stamps[wanted]
-        slots: dict[int | None, int] = {int(name): slot for slot, name in enumerate(names)}
+        names = wanted if counted else self.index.stamps[wanted].tolist()
+        slots: dict[int | None, int] = {name: slot for slot, name in enumerate(names)}
         self._at_start = False
         count = 0
         started = False
@@ -289,7 +292,7 @@ class VideoReader:
                     return None
         return f"{self._missing(wanted, slots)}: the decoder does not give it"
 
-    def _missing(self, wanted: Int64Array, slots: dict[int | None, int]) -> str:
+    def _missing(self, wanted: list[int], slots: dict[int | None, int]) -> str:
         return f"frame {wanted[min(slots.values())]} of {self.index.num_frames} cannot be decoded"
 
     def _convert(self, frame: VideoFrame, out: Frames) -> None:
