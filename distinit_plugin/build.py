@@ -87,14 +87,19 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
 def build_teachers(cfg: CfgNode) -> dict[str, Network]:
     """Every teacher whose term has weight, frozen, by its name in the configuration."""
     return {
-        name: build_teacher(name, entry)
+        name: build_teacher(name, entry, input_spec(cfg))
         for name, entry in sorted(cfg.DISTILL.TEACHERS.items())
         if entry.LOSS_WEIGHT > 0
     }
 
 
-def build_teacher(name: str, entry: CfgNode) -> Network:
+def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
     """One frozen teacher from its node.
+
+    Args:
+        name: Of the node.
+        entry: The node.
+        clip: What the student is fed; a teacher with FRAME_PICK clip sees all of its frames.
 
     Raises:
         UserError: With the teacher's key in front of what is wrong.
@@ -105,13 +110,15 @@ def build_teacher(name: str, entry: CfgNode) -> Network:
             entry.WEIGHTS,
             num_classes=entry.NUM_CLASSES,
             layer=entry.LAYER,
-            num_frames=entry.NUM_PICKED_FRAMES,
+            num_frames=clip.num_frames if entry.FRAME_PICK == "clip" else entry.NUM_PICKED_FRAMES,
             pick=entry.FRAME_PICK,
             crop_size=entry.CROP_SIZE,
             mean=tuple(entry.MEAN),
             std=tuple(entry.STD),
             depth=entry.DEPTH,
             width=entry.WIDTH,
+            sampling_rate=clip.sampling_rate,
+            target_fps=clip.target_fps,
         )
     except UserError as error:
         raise type(error)(f"DISTILL.TEACHERS.{name}: {error}") from error

@@ -419,13 +419,21 @@ def error_between_formulations(case: ConvCase) -> float:
     return worst_error(run(layer, x), exact)
 
 
-def error_of_bf16_as_run(case: ConvCase) -> float:
+def plain_error_of_bf16(case: ConvCase) -> float:
+    """What PyTorch's own kernel does."""
+    layer, x = with_values(case)
+    exact = run(layer, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return worst_error(run(layer, x), exact)
+
+
+def error_of_bf16_as_run(case: ConvCase) -> tuple[float, str]:
     """Let the check choose, then compare bf16 with fp32 on other numbers than the check's."""
     layer, x = with_values(case)
     exact = run(layer, x)
     check_convolutions(OneConvolution(layer), {"x": x}, dtype=torch.bfloat16, device=CPU, timing=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return worst_error(run(layer, x), exact)
+        return worst_error(run(layer, x), exact), layer.formulation
 
 
 @pytest.mark.parametrize(
@@ -454,15 +462,20 @@ def test_bf16_is_right_on_small_maps() -> None:
     by itself where the hardware has bf16.
     """
     for key, case in distinct_cases(OWN, batch=1).items():
-        assert error_of_bf16_as_run(shrink(case, 3)) < 1e-2, key
+        assert error_of_bf16_as_run(shrink(case, 3))[0] < 1e-2, key
 
 
 @pytest.mark.skipif(not hardware_has_bf16("cpu"), reason="this CPU emulates bf16, far too slowly for full size")
 def test_bf16_is_right_at_training_size() -> None:
     """bf16 as the runner computes it, for every distinct convolution of every listed network, two clips."""
-    wrong = {}
+    wrong, unrepaired = {}, []
     for key, case in distinct_cases(OWN + EXTERNAL, batch=2).items():
-        error = error_of_bf16_as_run(case)
+        error, formulation = error_of_bf16_as_run(case)
         if not error < 1e-2:
             wrong[key] = error
-    assert not wrong
+        plain = plain_error_of_bf16(case)
+        if formulation == "conv3d" and not plain < 2e-2:  # the control: where PyTorch's own fails, another must run
+            unrepaired.append(key)
+        print(f"{key}: {formulation} {error:.2g}, plain conv3d {plain:.2g}")
+    assert wrong == {}
+    assert unrepaired == []

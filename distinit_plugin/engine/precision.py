@@ -34,7 +34,7 @@ def choose_precision(option: str, device: torch.device, *, has_bf16: bool, deter
     Args:
         option: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where the training runs.
-        has_bf16: The hardware computes in bf16 (``hardware_has_bf16``).
+        has_bf16: The hardware computes in bf16 (``models.hardware.hardware_has_bf16``).
         deterministic: Exact reproduction is asked for, which is fp32's.
 
     Raises:
@@ -58,16 +58,6 @@ def choose_precision(option: str, device: torch.device, *, has_bf16: bool, deter
     emulated = (name == "bf16" and not has_bf16) or (name == "fp16" and device.type == "cpu")
     note = f"; this {device.type} has no fast {name} arithmetic, expect it to be slow" if emulated else ""
     return Choice(name, f"set in RUNNER.PRECISION{note}")
-
-
-def hardware_has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 numbers itself instead of emulating it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(bool(value) for name, value in capabilities.items() if "bf16" in name)
-    return False
 
 
 class Precision:

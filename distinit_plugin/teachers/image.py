@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torchvision.models

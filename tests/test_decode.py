@@ -1,0 +1,382 @@
+import os
+import pickle
+import shutil
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from videos import frame_numbers, number_frame, write_video
+
+from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.video import decode
+from distinit_plugin.video.decode import VideoReader, open_video
+from distinit_plugin.video.images import natural_key
+from distinit_plugin.video.index import FrameIndex, IndexCache
+
+_ASSETS = os.environ.get("DISTINIT_TEST_ASSETS", "")
+_VIDEO_TYPES = {".mp4", ".mov", ".avi", ".mkv"}
+
+
+def _asset_videos():
+    names = []
+    for folder, _, files in os.walk(os.path.join(_ASSETS, "videos") if _ASSETS else ""):
+        names += [os.path.relpath(os.path.join(folder, file), _ASSETS) for file in files]
+    videos = sorted(name for name in names if os.path.splitext(name)[1] in _VIDEO_TYPES and "corrupted" not in name)
+    return videos or [pytest.param("", marks=pytest.mark.skip("DISTINIT_TEST_ASSETS is not set: no real files"))]
+
+
+def _decode_all(path, keep):
+    """The plain way: every frame in turn; the kept ones as upright RGB."""
+    kept, count = {}, 0
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "NONE"
+        for frame in container.decode(stream):
+            if count in keep:
+                kept[count] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)
+            count += 1
+    return count, kept
+
+
+def _assert_equals_full_decode(path, seed=0):
+    rng = np.random.default_rng(seed)
+    with open_video(path) as reader:
+        last = reader.index.num_frames - 1
+        keys = reader.index.key_positions[1:3].tolist()
+        chosen = [0, last // 2, last, *keys, *(key - 1 for key in keys), *rng.integers(0, last + 1, 2).tolist()]
+        one_by_one = {number: reader.read([number])[0] for number in chosen}
+        together = reader.read(chosen)
+    count, kept = _decode_all(path, set(chosen))
+    assert last + 1 == count
+    for place, number in enumerate(chosen):
+        assert np.array_equal(one_by_one[number], kept[number]), f"frame {number} alone"
+        assert np.array_equal(together[place], kept[number]), f"frame {number} among others"
+    return reader.index
+
+
+@pytest.mark.parametrize("name", _asset_videos())
+def test_real_videos_equal_a_full_decode(assets, name):
+    index = _assert_equals_full_decode(assets / name)
+    assert (np.diff(index.seconds) > 0).all()
+
+
+def test_the_damaged_real_video_is_refused_from_the_damage_on(assets):
+    path = assets / "videos/decord/corrupted.mp4"
+    with open_video(path) as reader:
+        reader.read([0])
+        for numbers in (range(reader.index.num_frames), [28], [40]):
+            with pytest.raises(VideoError, match=r"frame \d+ of 50 .*Invalid data"):
+                reader.read(numbers)
+
+
+def test_declared_frame_counts_are_not_believed(assets):
+    path = next((assets / "videos/hmdb51").glob("6arrow*.avi"))
+    with av.open(str(path)) as container:
+        declared = container.streams.video[0].frames
+    with open_video(path) as reader:
+        assert (declared, reader.index.num_frames) == (82, 81)
+        with pytest.raises(VideoError, match="frame 81 was asked for, but it has 81 frames"):
+            reader.read([81])
+
+
+def test_rotated_real_videos_show_the_same_picture(assets):
+    # The four files hold one scene; only the coded orientation differs.
+    frames = []
+    for angle in (0, 90, 180, 270):
+        with open_video(assets / f"videos/decord/video_{angle}.mov") as reader:
+            frames.append(reader.read([0])[0].astype(float))
+            assert (reader.index.height, reader.index.width) == frames[-1].shape[:2]
+    assert [frame.shape[:2] for frame in frames] == [(320, 568), (568, 320), (320, 568), (568, 320)]
+    assert np.corrcoef(frames[1].ravel(), frames[3].ravel())[0, 1] < 0.9  # turned by 90 and 270: half a turn apart
+    upside_down = frames[3][::-1, ::-1]
+    assert np.abs(frames[1] - upside_down).mean() < np.abs(frames[1] - frames[3]).mean()
+
+
+_OPEN_GOP = {"x264-params": "open-gop=1:scenecut=0:b-adapt=0:bframes=3:keyint=10:min-keyint=10"}
+_REFRESH = {"x264-params": "intra-refresh=1:keyint=10:scenecut=0"}
+_SHORT_GOP = {"x264-params": "keyint=2:bframes=1:b-adapt=0:scenecut=0"}
+_HEVC = {"x265-params": "log-level=0:pools=none:frame-threads=1:scenecut=0:keyint=8:min-keyint=8:bframes=3:open-gop=1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("closed.mp4", {}),
+        ("closed.mkv", {}),
+        ("closed.ts", {}),
+        ("closed.flv", {}),
+        ("raw.h264", {}),
+        ("h264.avi", {}),
+        ("fragments.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("open.mp4", {"options": _OPEN_GOP}),
+        ("open.mkv", {"options": _OPEN_GOP}),
+        ("refresh.mp4", {"options": _REFRESH}),
+        ("short.mp4", {"options": _SHORT_GOP}),
+        ("one_group.mp4", {"gop": 250}),
+        ("intra.mp4", {"gop": 1}),
+        ("mpeg4.mp4", {"codec": "mpeg4"}),
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("mpeg4.m4v", {"codec": "mpeg4"}),
+        ("mpeg4_p.m4v", {"codec": "mpeg4", "b_frames": 0}),
+        ("hevc.mp4", {"codec": "libx265", "options": _HEVC}),
+        ("vp9.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}),
+        ("vp8_hidden.webm", {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}}),
+        ("mpeg2.mpg", {"codec": "mpeg2video"}),
+        ("jpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("sound.mp4", {"audio": True}),
+        ("portrait_444.mp4", {"height": 90, "width": 50, "pix_fmt": "yuv444p"}),
+    ],
+)
+def test_written_videos_equal_a_full_decode(tmp_path, name, arguments):
+    path = write_video(tmp_path / name, 32, **{"gop": 8, **arguments})
+    index = _assert_equals_full_decode(path)
+    assert index.num_frames == 32
+    with open_video(path) as reader:
+        assert frame_numbers(reader.read(range(32))) == list(range(32))
+        for first in range(0, 28, 3):
+            assert frame_numbers(reader.read(range(first, first + 4))) == list(range(first, first + 4))
+
+
+def test_order_and_repeats_are_kept(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30)
+    with open_video(path) as reader:
+        numbers = [29, 3, 3, 0, 17, 29]
+        assert frame_numbers(reader.read(numbers)) == numbers
+        assert frame_numbers(reader.read(np.array([5, 4]))) == [5, 4]
+        assert reader.read([]).shape == (0, 64, 80, 3)
+
+
+@pytest.mark.parametrize("number", [-1, 30, 10**12])
+def test_a_frame_that_is_not_there_is_named(tmp_path, number):
+    with (
+        open_video(write_video(tmp_path / "a.mp4", 30)) as reader,
+        pytest.raises(VideoError, match=f"frame {number} was asked for, but it has 30 frames"),
+    ):
+        reader.read([number])
+
+
+class _Counter:
+    """Counts opened and closed containers, packets decoded and frames converted."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.closed, self.converted = 0, 0, 0
+        real_open, real_convert = av.open, VideoReader._convert
+        counter = self
+
+        class Container:
+            def __init__(self, container):
+                self._container = container
+
+            def __getattr__(self, name):
+                return getattr(self._container, name)
+
+            def close(self):
+                counter.closed += 1
+                self._container.close()
+
+        def counted_open(*args, **kwargs):
+            container = real_open(*args, **kwargs)
+            counter.opened += 1
+            return Container(container)
+
+        def counted_convert(reader, frame, out):
+            counter.converted += 1
+            real_convert(reader, frame, out)
+
+        monkeypatch.setattr(decode.av, "open", counted_open)
+        monkeypatch.setattr(VideoReader, "_convert", counted_convert)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_a_file_is_opened_once_and_closed_and_only_the_frames_asked_for_are_converted(tmp_path, monkeypatch, name):
+    path = write_video(tmp_path / name, 30, codec="mpeg4" if name.endswith("avi") else "libx264")
+    counter = _Counter(monkeypatch)
+    with open_video(path) as reader:
+        reader.read([7, 9, 9, 25])
+    assert (counter.opened, counter.closed, counter.converted) == (1, 1, 3)
+
+
+def test_a_file_is_closed_after_errors(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 30)
+    counter = _Counter(monkeypatch)
+    with pytest.raises(VideoError), open_video(path) as reader:
+        reader.read([99])
+    monkeypatch.setattr(decode, "MAX_PIXELS", 10)
+    with pytest.raises(VideoError, match="its size of 80×64 is beyond 10 pixels"):
+        open_video(path)
+    assert counter.opened == counter.closed == 2
+
+
+def test_only_the_span_needed_is_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 100, gop=10, options={"x264-params": "scenecut=0"})
+    stamps = []
+    cache = IndexCache()
+    open_video(path, cache=cache).close()
+    real = VideoReader._missing  # any attribute: the packets are counted through the deadline
+    assert real is not None
+    with open_video(path, cache=cache) as reader:
+        monkeypatch.setattr(reader._deadline, "check", lambda: stamps.append(1))
+        reader.read([55, 57])
+        near = len(stamps)
+        reader.read([2, 95])  # two groups; what lies between is left out
+        far = len(stamps) - near
+    assert near <= 12
+    assert far <= 16
+
+
+def test_time_is_limited(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30)
+    with pytest.raises(VideoError, match=r"took longer than"):
+        open_video(path, timeout=0.0)
+    with open_video(path, timeout=30.0) as reader:
+        reader._deadline._end = 0.0
+        with pytest.raises(VideoError, match="took longer than 30 s"):
+            reader.read([3])
+
+
+def test_names_that_look_like_something_else(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "source.mp4", 5)
+    monkeypatch.chdir(tmp_path)
+    # A protocol, a pattern, an option, bytes that are no UTF-8.
+    for name in ("http:a.mp4", "%03d.mp4", "-i.mp4", "a b!+(1).mp4", os.fsdecode(b"\xff\xfe.mp4")):
+        shutil.copy(source, name)
+        with open_video(name) as reader:
+            assert frame_numbers(reader.read(range(5))) == list(range(5))
+
+
+def test_a_stream_that_changes_its_size_is_scaled_to_the_first(tmp_path):
+    small = write_video(tmp_path / "small.ts", 10, 64, 80)
+    large = write_video(tmp_path / "large.ts", 10, 128, 160)
+    path = tmp_path / "both.ts"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    with open_video(path) as reader:
+        frames = reader.read(range(reader.index.num_frames))
+    assert frames.shape[1:] == (64, 80, 3)
+    assert frame_numbers(frames)[-1] == 9
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+def test_folders_of_frames_are_read_in_natural_order(tmp_path):
+    for number in range(12):
+        Image.fromarray(number_frame(number, 40, 60)).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    with open_video(tmp_path) as reader:
+        assert (reader.index.num_frames, reader.index.height, reader.index.width) == (12, 40, 60)
+        assert frame_numbers(reader.read([10, 2, 2, 11])) == [10, 2, 2, 11]
+        assert np.array_equal(reader.read([3])[0], number_frame(3, 40, 60))
+        with pytest.raises(VideoError, match="frame 12 was asked for, but it has 12 frames"):
+            reader.read([12])
+
+
+def test_natural_order():
+    names = ["img10.jpg", "img2.jpg", "img1.jpg", "1.jpg", "b.jpg"]
+    assert sorted(names, key=natural_key) == ["1.jpg", "b.jpg", "img1.jpg", "img2.jpg", "img10.jpg"]
+
+
+def test_an_image_is_a_video_of_one_frame(tmp_path):
+    image = number_frame(77, 40, 60)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    with open_video(tmp_path / "a.png") as reader:
+        assert reader.index.num_frames == 1
+        assert np.array_equal(reader.read([0, 0]), np.stack([image, image]))
+
+
+def test_folders_without_frames_or_with_mixed_sizes_are_refused(tmp_path):
+    with pytest.raises(VideoError, match="is a folder without images"):
+        open_video(tmp_path)
+    Image.fromarray(number_frame(0, 40, 60)).save(tmp_path / "0.png")
+    Image.fromarray(number_frame(1, 30, 60)).save(tmp_path / "1.png")
+    with (
+        open_video(tmp_path) as reader,
+        pytest.raises(VideoError, match=r"frame 1 \(1.png\) is 60×30, the first frame is 60×40"),
+    ):
+        reader.read([0, 1])
+
+
+# ---------------------------------------------------------------------------------------------------- index cache
+
+
+def _entries(folder):
+    return [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+
+
+def _fields(index):
+    return index.to_array().tolist()
+
+
+def test_an_index_survives_as_a_vector():
+    numbers = [np.arange(n, dtype=np.int64) * 3 for n in (5, 5, 2, 2)]
+    index = FrameIndex(numbers[0], numbers[1], Fraction(1001, 30000), 48, 64, 90, numbers[2], numbers[3])
+    copy = FrameIndex.from_array(index.to_array())
+    assert _fields(copy) == _fields(index)
+    assert (copy.time_base, copy.rotation, copy.num_frames) == (Fraction(1001, 30000), 90, 5)
+    with pytest.raises(ValueError, match="sizes"):
+        FrameIndex.from_array(index.to_array()[:-1])
+
+
+def test_the_cache_spares_the_pass_over_the_file(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 30)
+    folder = str(tmp_path / "cache")
+    with open_video(path, cache=IndexCache(folder)) as reader:
+        fields = _fields(reader.index)
+    assert len(_entries(folder)) == 1
+    monkeypatch.setattr(VideoReader, "_build_index", lambda reader: pytest.fail("indexed again"))
+    cache = IndexCache(folder)
+    for other in (cache, cache, pickle.loads(pickle.dumps(cache))):
+        with open_video(path, cache=other) as reader:
+            assert _fields(reader.index) == fields
+            assert frame_numbers(reader.read([20, 21])) == [20, 21]
+
+
+def test_a_changed_file_is_indexed_again(tmp_path):
+    folder = str(tmp_path / "cache")
+    path = write_video(tmp_path / "a.mp4", 30)
+    cache = IndexCache(folder)
+    open_video(path, cache=cache).close()
+    write_video(path, 20)
+    for one in (cache, IndexCache(folder)):
+        with open_video(path, cache=one) as reader:
+            assert reader.index.num_frames == 20
+    assert len(_entries(folder)) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 400, None])
+def test_a_damaged_entry_is_ignored_and_written_again(tmp_path, damage):
+    folder = str(tmp_path / "cache")
+    path = write_video(tmp_path / "a.mp4", 30)
+    open_video(path, cache=IndexCache(folder)).close()
+    (entry,) = _entries(folder)
+    good = open(entry, "rb").read()
+    flipped = bytearray(good)
+    flipped[100] ^= 1
+    with open(entry, "wb") as file:
+        file.write(bytes(flipped) if damage is None else damage)
+    with open_video(path, cache=IndexCache(folder)) as reader:
+        assert reader.index.num_frames == 30
+    assert open(entry, "rb").read() == good
+
+
+def test_the_memory_part_is_bounded(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30)
+    status = os.stat(path)
+    cache = IndexCache(memory_bytes=3000)
+    with open_video(path) as reader:
+        for number in range(20):
+            cache.put(f"/{number}", status, reader.index)
+    held = [number for number in range(20) if cache.get(f"/{number}", status) is not None]
+    assert held == [18, 19]
+
+
+def test_a_cache_folder_that_cannot_be_used(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="the folder for frame indices .*file/cache' cannot be made"):
+        IndexCache(str(tmp_path / "file" / "cache"))
+    cache = IndexCache(str(tmp_path / "gone"))
+    os.rmdir(tmp_path / "gone")
+    (tmp_path / "gone").write_text("")
+    open_video(write_video(tmp_path / "a.mp4", 5), cache=cache).close()
+    assert "frame indices are not kept" in caplog.text
