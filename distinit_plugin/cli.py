@@ -28,7 +28,7 @@ VERBS = {
     "run-splits": Verb("run_splits", "run all three splits of UCF-101 or HMDB-51 and print their mean and deviation"),
     "predict": Verb("predict", "print the top classes of videos by name"),
     "probe": Verb("probe", "k-NN and linear probe of a checkpoint's frozen features"),
-    "check-corpus": Verb("check_corpus", "decode a corpus in parallel and report what is broken, short, odd, duplicated"),
+    "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
 }

@@ -45,6 +45,7 @@ def test_pretraining_learns_the_teacher_and_leaves_what_a_run_leaves(videos, tea
         videos,
         output,
         SOLVER={"MAX_EPOCH": 4},
+        TRAIN={"BATCH_SIZE": 8},
         DISTILL={"TEACHERS": {"IMAGENET": brightness_teacher(teacher)}},
         RUNNER={"CLIPS_PER_EPOCH": 16, "CHECK_CONVOLUTIONS": True},
     )
@@ -55,9 +56,9 @@ def test_pretraining_learns_the_teacher_and_leaves_what_a_run_leaves(videos, tea
     excess = [line["loss"] - line["entropy/IMAGENET"] for line in epochs]
     assert excess[-1] < 0.5 * excess[0]
     assert all(0 < value for value in excess)
-    assert len(json_stats(output, "train_iter_")) == 16
+    assert len(json_stats(output, "train_iter_")) == 8
     assert result.evaluation is None
-    assert (result.training.epochs, result.training.steps) == (4, 16)
+    assert (result.training.epochs, result.training.steps) == (4, 8)
     state = state_of(output, 4)
     assert state["epoch"] == 3
     assert not [name for name in state["model_state"] if name.startswith("fc")]  # no term reads a classifier

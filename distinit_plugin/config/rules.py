@@ -185,7 +185,7 @@ RULES: dict[str, Rule] = {
     "RUNNER.CHANNELS_LAST": one_of("auto", "on", "off"),
     "RUNNER.DEVICE": one_of("auto", "cpu", "cuda"),
     "RUNNER.NUM_THREADS": _FROM_ZERO,
-    "RUNNER.PLATEAU_PATIENCE": _FROM_ZERO,
+    "RUNNER.PLATEAU_PATIENCE": _COUNT,
     "RUNNER.PLATEAU_FACTOR": number(above=0, below=1),
     "RUNNER.KEEP_CHECKPOINTS": _FROM_ZERO,
 }

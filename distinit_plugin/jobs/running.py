@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from rich.console import Console
+
 from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.validate import validate
@@ -31,17 +33,18 @@ class RunResult:
     evaluation: Evaluation | None
 
 
-def run(cfg: CfgNode) -> RunResult:
+def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
     """Run everything that a configuration asks for.
 
     Args:
         cfg: From ``load_cfg`` or ``get_cfg``.
+        console: Where to print; the standard output when ``None``.
 
     Raises:
         UserError: Anything that the user can put right; everything wrong with the configuration at once.
     """
     validate(cfg, check_paths=True)
-    with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN) as session:
+    with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN, console=console) as session:
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)
@@ -57,8 +60,8 @@ def _can_test(cfg: CfgNode) -> bool:
         return True
     if not cfg.TRAIN.ENABLE:
         raise UserError(
-            "There is nothing to test: name labelled videos below CORPUS.TEST and set ACTION.LOSS_WEIGHT 1, which gives "
-            "the network its classifier."
+            "There is nothing to test: name labelled videos below CORPUS.TEST and set ACTION.LOSS_WEIGHT 1, which "
+            "gives the network its classifier."
         )
     logger.info("no test: there are no labelled test videos (CORPUS.TEST) or no classifier (ACTION.LOSS_WEIGHT 0)")
     return False

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
+from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
 from distinit_plugin.engine.progress import RunLog
 from distinit_plugin.errors import UserError
-from distinit_plugin.models.conv import Conv3d, check_convolutions, choose_formulations
+from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
 from distinit_plugin.types import Batch, Network, ViewSpec
 
@@ -73,23 +75,24 @@ class Session:
     def check_convolutions(self, network: Network, specs: Mapping[str, ViewSpec]) -> None:
         """Set the formulation of each convolution: right in the job's precision, and the fastest of those.
 
+        In fp32 PyTorch's own ``conv3d`` stays: it is right, and no other formulation was faster where it was measured.
+
         Args:
             network: On the device.
             specs: Its training views by its own names.
         """
-        if not self.cfg.RUNNER.CHECK_CONVOLUTIONS or not any(
-            isinstance(module, Conv3d) for module in self.place(network).modules()
-        ):
-            return
-        timing = not self.cfg.RUNNER.DETERMINISTIC
-        cache = str(cache_folder() / "convolutions.json")
-        views = example_views(specs, CHECK_BATCH, self.device, self.memory_format)
         module = self.place(network)
-        if self.precision.name == "fp32":
-            report = choose_formulations(module, views, device=self.device, cache_path=cache, timing=timing)
-        else:
-            dtype = torch.bfloat16 if self.precision.name == "bf16" else torch.float16
-            report = check_convolutions(module, views, dtype=dtype, device=self.device, cache_path=cache, timing=timing)
+        has_convolutions = any(isinstance(part, Conv3d) for part in module.modules())
+        if not (self.cfg.RUNNER.CHECK_CONVOLUTIONS and has_convolutions) or self.precision.name == "fp32":
+            return
+        report = check_convolutions(
+            module,
+            example_views(specs, CHECK_BATCH, self.device, self.memory_format),
+            dtype=torch.bfloat16 if self.precision.name == "bf16" else torch.float16,
+            device=self.device,
+            cache_path=str(cache_folder() / "convolutions.json"),
+            timing=not self.cfg.RUNNER.DETERMINISTIC,
+        )
         logger.info("%s", report)
 
 
@@ -116,12 +119,13 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def open_session(cfg: CfgNode, *, log_to_folder: bool = True) -> Iterator[Session]:
+def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console | None = None) -> Iterator[Session]:
     """Set the process up for a job, and clean up after it.
 
     Args:
         cfg: The configuration.
         log_to_folder: Write ``stdout.log`` to OUTPUT_DIR.
+        console: Where to print; the standard output when ``None``.
 
     Raises:
         UserError: The device is not there, or OUTPUT_DIR cannot be written.
@@ -130,8 +134,10 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True) -> Iterator[Sessio
     if cfg.RUNNER.NUM_THREADS:
         torch.set_num_threads(cfg.RUNNER.NUM_THREADS)
     set_flush_denormals(cfg.RUNNER.FLUSH_DENORMALS)
+    if device.type == "cpu" and cfg.RUNNER.KEEP_MEMORY:
+        keep_freed_memory()
     joined = distributed.start(device.type)
-    log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main())
+    log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         _set_seeds(cfg.RNG_SEED)

@@ -66,7 +66,7 @@ def weights_to_test(cfg: CfgNode) -> Path:
 
 
 def evaluate_corpus(session: Session, network: build.Network, split: Split) -> Evaluation:
-    """Score a network on the labelled videos of a use: one clip each for ``val``, the TEST node's clips for ``test``."""
+    """Score a network on labelled videos: one clip each for ``val``, the TEST node's clips for ``test``."""
     cfg = session.cfg
     videos = build.build_corpora(cfg, split, labeled=True)
     videos.check_labels(cfg.MODEL.NUM_CLASSES)

@@ -7,7 +7,6 @@ The final projection is taken out of the network and applied to its globally poo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,7 +89,7 @@ class ExternalNetwork(VideoNetwork):
         Traced on first use, without arithmetic.
         """
         if self._layers is None:
-            self._layers = MappingProxyType(self._trace_layers())
+            self._layers = self._trace_layers()
         return self._layers
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as functional
@@ -126,7 +125,7 @@ class TrunkNetwork(VideoNetwork):
         Convolutions get Caffe2's MSRA fill (normal, variance 2 / fan-out), the classifier N(0, 0.01²), biases 0 and
         normalisation the identity, as in VMZ and torchvision.
         """
-        self._layers = MappingProxyType(dict(layers))
+        self._layers = dict(layers)
         self.dropout_rate = dropout
         self.reset_classifier(num_classes)
         for module in self.modules():

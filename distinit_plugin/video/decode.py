@@ -20,14 +20,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from distinit_plugin.errors import VideoError
-from distinit_plugin.video.guard import Deadline, describe, stat_file, video_errors
+from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, describe, stat_file, video_errors
 from distinit_plugin.video.images import IMAGE_EXTENSIONS, ImageReader, list_frames
 from distinit_plugin.video.index import FrameIndex, IndexCache, Int64Array, index_frames, index_packets, packets_tell
 
 Frames = npt.NDArray[np.uint8]
-
-# 8K UHD and a bit. Larger sizes come from damaged headers, and a decoder would allocate several such pictures.
-MAX_PIXELS = 36_000_000
 
 # Frames that a seek must save before it pays (it throws the decoder's pictures away).
 _SEEK_GAIN = 8
@@ -183,8 +180,7 @@ class VideoReader:
         codec = stream.codec_context
         if codec is None:
             raise ValueError("there is no decoder for its codec")
-        if codec.width * codec.height > MAX_PIXELS:
-            raise ValueError(f"its size of {codec.width}×{codec.height} is beyond {MAX_PIXELS} pixels")
+        check_size(codec.width, codec.height)
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         stream.thread_type = "NONE"  # parallelism is in the worker processes
         for other in container.streams:

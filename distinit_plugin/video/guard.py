@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import av
+from PIL import Image
 
 from distinit_plugin.errors import VideoError
 
-# What PyAV, Pillow and NumPy raise on damaged files. UnicodeDecodeError is a ValueError, a struct.error is not.
+# 8K UHD and a bit. Larger sizes come from damaged headers, and a decoder would allocate several such pictures.
+MAX_PIXELS = 36_000_000
+
+# What PyAV, Pillow and NumPy raise on damaged files (UnicodeDecodeError is a ValueError).
 _FILE_ERRORS = (
     av.error.FFmpegError,
     ArithmeticError,
@@ -25,6 +31,9 @@ _FILE_ERRORS = (
     SyntaxError,  # Pillow, on broken PNG chunks
     TypeError,
     ValueError,
+    Image.DecompressionBombError,
+    struct.error,
+    zlib.error,
 )
 
 _KINDS = (
@@ -62,6 +71,12 @@ def describe(error: BaseException) -> str:
         return "needs more memory than there is"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for a picture that no video has, before anything of its size is allocated."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"its size of {width}×{height} is beyond {MAX_PIXELS} pixels")
 
 
 @contextmanager

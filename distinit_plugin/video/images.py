@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from distinit_plugin.errors import VideoError
-from distinit_plugin.video.guard import Deadline, stat_file, video_errors
+from distinit_plugin.video.guard import Deadline, check_size, stat_file, video_errors
 from distinit_plugin.video.index import FrameIndex, Int64Array
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -113,6 +113,7 @@ class ImageReader:
         try:
             stat_file(file)
             with video_errors(file, "cannot be decoded"), Image.open(file) as image:
+                check_size(*image.size)
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except VideoError as error:
             if file == self.path:

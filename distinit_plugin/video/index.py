@@ -25,7 +25,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
-from distinit_plugin.video.guard import Deadline, describe
+from distinit_plugin.video.guard import MAX_PIXELS, Deadline, describe
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -273,7 +273,7 @@ def index_packets(container: InputContainer, stream: VideoStream, deadline: Dead
     if stamps[0] < keys[0] or (np.diff(stamps) == 0).any():
         return None
     key_pts = np.array(sorted(keys), dtype=np.int64)
-    return _finish(container, stream, first, stamps, stamps, np.searchsorted(stamps, key_pts), key_pts)
+    return _finish(deadline.path, stream, first, stamps, stamps, np.searchsorted(stamps, key_pts), key_pts)
 
 
 def index_frames(container: InputContainer, stream: VideoStream, deadline: Deadline) -> FrameIndex:
@@ -309,28 +309,30 @@ def index_frames(container: InputContainer, stream: VideoStream, deadline: Deadl
                 key_frames.append((len(stamps), key_packets[frame.pts]))
             stamps.append(frame.pts)
     if first is None:
-        raise VideoError(str(deadline.path), f"no frame can be decoded: {problem}")
+        if not stream.codec_context.width:
+            problem += f" (its size is unknown, or beyond {MAX_PIXELS} pixels)"
+        raise VideoError(deadline.path, f"no frame can be decoded: {problem}")
     if None in stamps:
-        return _finish_counted(container, stream, first, len(stamps))
+        return _finish_counted(deadline.path, stream, first, len(stamps))
     numbers = np.array(stamps, dtype=np.int64)
     if len(np.unique(numbers)) < len(numbers):
-        return _finish(container, stream, first, np.sort(numbers), numbers[:0], numbers[:0], numbers[:0])
+        return _finish(deadline.path, stream, first, np.sort(numbers), numbers[:0], numbers[:0], numbers[:0])
     if container.format.name not in _STAMPED_CONTAINERS and stamps != packet_order:
         key_frames = []  # the demuxer makes stamps up as it reads: with B-frames they differ after a seek
     keys = np.array(key_frames, dtype=np.int64).reshape(-1, 2)
-    return _finish(container, stream, first, np.sort(numbers), numbers, keys[:, 0], keys[:, 1])
+    return _finish(deadline.path, stream, first, np.sort(numbers), numbers, keys[:, 0], keys[:, 1])
 
 
-def _finish_counted(container: InputContainer, stream: VideoStream, first: VideoFrame, num_frames: int) -> FrameIndex:
+def _finish_counted(path: str, stream: VideoStream, first: VideoFrame, num_frames: int) -> FrameIndex:
     """An index without stamps: frames are evenly spaced at the declared rate, 25 per second where none is declared."""
     rate = stream.average_rate or stream.guessed_rate or _FALLBACK_RATE
     nothing = np.zeros(0, dtype=np.int64)
     pts = np.arange(num_frames, dtype=np.int64)
-    return _finish(container, stream, first, pts, nothing, nothing, nothing, time_base=1 / Fraction(rate))
+    return _finish(path, stream, first, pts, nothing, nothing, nothing, time_base=1 / Fraction(rate))
 
 
 def _finish(
-    container: InputContainer,
+    path: str,
     stream: VideoStream,
     first: VideoFrame,
     pts: Int64Array,
@@ -342,7 +344,7 @@ def _finish(
     time_base = time_base or stream.time_base or 1 / _FALLBACK_RATE
     duration = (int(pts[-1]) - int(pts[0])) * float(time_base)
     if duration > MAX_DURATION:
-        raise VideoError(str(container.name), f"its time stamps span {duration / 3600:.3g} hours")
+        raise VideoError(path, f"its time stamps span {duration / 3600:.3g} hours")
     quarters = round(first.rotation / 90)
     # Players turn by right angles; other angles are decoration and are left alone.
     rotation = quarters % 4 * 90 if abs(first.rotation - 90 * quarters) <= 1 else 0

@@ -1,0 +1,21 @@
+"""The demonstration: digits in motion, from raw videos to a table of results, without any download."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="where everything is written")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings")
+    parser.add_argument("--workers", type=int, help="decoding processes (default: as in the YAML files)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run it and print the table."""
+    from distinit_plugin.quickstart.experiment import run_quickstart
+
+    run_quickstart(arguments.output, seeds=arguments.seeds, workers=arguments.workers)
+    return 0
