@@ -1,4 +1,4 @@
-"""Whole jobs in miniature: two classes of encoded videos, a trained-looking teacher, a configuration of tiny networks."""
+"""Whole jobs in miniature: two classes of encoded videos, a teacher that knows them, tiny networks."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

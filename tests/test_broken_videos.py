@@ -239,6 +239,16 @@ def test_a_really_huge_picture_is_refused_before_it_is_decoded(tmp_path, name, c
     assert "beyond 36000000 pixels" in _outcome(path)[1]
 
 
+def test_a_size_that_jumps_to_a_huge_one_is_not_decoded(tmp_path):
+    small = write_video(tmp_path / "small.ts", 10)
+    options = {"preset": "ultrafast"}
+    huge = write_video(tmp_path / "huge.ts", 1, 6400, 6400, options=options, pattern=lambda *_: _BLACK)
+    path = _write(tmp_path, "ts", small.read_bytes() + huge.read_bytes())
+    with open_video(path) as reader:
+        assert reader.index.num_frames == 10
+        assert frame_numbers(reader.read(range(5))) == list(range(5))
+
+
 def test_time_stamps_that_span_years(tmp_path, monkeypatch):
     path = tmp_path / "years.mkv"
     with av.open(str(path), "w") as container:

@@ -41,13 +41,15 @@ def _fails(capsys, *words: str) -> str:
 def test_wrong_key_is_one_sentence_with_the_near_match(config, tmp_path, capsys):
     error = _fails(capsys, "run", "--cfg", config, "--opts", "SOLVER.BASE_RL", "0.1")
     assert "SOLVER.BASE_RL" in error
-    assert "SOLVER.BASE_LR" in error
+    assert "Did you mean BASE_LR?" in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_every_mistake_is_named_at_once(config, capsys):
-    error = _fails(capsys, "run", "--cfg", config, "--opts", "SOLVER.BASE_LR", "-1", "DATA.NUM_FRAMES", "zero")
+@pytest.mark.parametrize("lr", [["SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR", "-1"]])
+def test_every_mistake_is_named_at_once(lr, config, capsys):
+    frames = ["DATA.NUM_FRAMES", "zero" if lr[1] == "fast" else "0"]
+    error = _fails(capsys, "run", "--cfg", config, "--opts", *lr, *frames)
     assert "SOLVER.BASE_LR" in error
     assert "DATA.NUM_FRAMES" in error
 

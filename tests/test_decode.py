@@ -1,6 +1,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -139,6 +140,61 @@ def test_written_videos_equal_a_full_decode(tmp_path, name, arguments):
         assert frame_numbers(reader.read(range(32))) == list(range(32))
         for first in range(0, 28, 3):
             assert frame_numbers(reader.read(range(first, first + 4))) == list(range(first, first + 4))
+
+
+def _remux(source, target, first_packet=0, shift=0, options=None):
+    """Copy packets from ``first_packet`` on, ``shift`` frames later; some frames then cannot be presented."""
+    with av.open(str(source)) as given, av.open(str(target), "w", options=options or {}) as taken:
+        stream = taken.add_stream_from_template(given.streams.video[0])
+        step = int(1 / (given.streams.video[0].average_rate * given.streams.video[0].time_base))
+        packets = [packet for packet in given.demux(video=0) if packet.size]
+        for packet in packets[first_packet:]:
+            packet.pts += shift * step
+            packet.dts += shift * step
+            packet.stream = stream
+            taken.mux(packet)
+    return target
+
+
+def _num_packets(path):
+    with av.open(str(path)) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+def test_frames_before_the_edit_list_are_not_presented(tmp_path):
+    source = write_video(tmp_path / "source.mp4", 32, gop=16, options={"x264-params": "scenecut=0"})
+    # Times below zero become an edit list: the first frames are decoded and not shown.
+    path = _remux(source, tmp_path / "cut.mp4", shift=-5, options={"avoid_negative_ts": "disabled"})
+    assert _num_packets(path) == 32
+    index = _assert_equals_full_decode(path)
+    assert index.num_frames == 27
+    with open_video(path) as reader:
+        assert frame_numbers(reader.read(range(27))) == list(range(5, 32))
+
+
+@pytest.mark.parametrize(("codec", "options"), [("libx265", _HEVC), ("libx264", _OPEN_GOP)])
+def test_a_stream_cut_at_an_open_group(tmp_path, codec, options):
+    source = write_video(tmp_path / "source.mp4", 32, codec=codec, options=options, gop=8)
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    second = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+    # Pictures that follow the key frame in the file, are shown before it, and lack what they refer to.
+    assert any(packet.pts < packets[second].pts for packet in packets[second:])
+    path = _remux(source, tmp_path / "cut.mkv", second)
+    index = _assert_equals_full_decode(path)
+    assert 1 < index.num_frames < _num_packets(path)
+
+
+def test_a_seek_that_goes_too_far_is_noticed(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 32, gop=8, options={"x264-params": "scenecut=0"})
+    cache = IndexCache()
+    with open_video(path, cache=cache) as reader:
+        index = reader.index
+    assert index.key_positions.tolist() == [0, 8, 16, 24]
+    wrong = IndexCache()
+    wrong.put(str(path), os.stat(path), replace(index, key_seeks=np.roll(index.key_seeks, -1)))
+    with open_video(path, cache=wrong) as reader:
+        assert frame_numbers(reader.read([10, 20])) == [10, 20]
 
 
 def test_order_and_repeats_are_kept(tmp_path):

@@ -45,9 +45,7 @@ def test_objective_in_a_plain_loop(tmp_path):
     clip = InputSpec(num_frames=4, train_crop_size=SIZE, test_crop_size=SIZE, mean=MEAN, std=STD)
     student = build_network("R2Plus1D", num_classes=0, input=clip, depth=10, width=8)
     weights = write_teacher(tmp_path / "teacher.pth")
-    teacher = build_teacher(
-        "Res2D", str(weights), num_classes=4, depth=10, width=8, crop_size=SIZE, mean=MEAN, std=STD
-    )
+    teacher = build_teacher("Res2D", str(weights), num_classes=4, depth=10, width=8, crop_size=SIZE, mean=MEAN, std=STD)
     # The student has no classifier of its own: a new head reads its features.
     loss = build_loss("soft_cross_entropy")
     term = Term("IMAGENET", student_layer="features", loss=loss, weight=1.0, teacher="IMAGENET", teacher_layer="logits")
@@ -64,7 +62,7 @@ def test_objective_in_a_plain_loop(tmp_path):
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
-            agreement.append((float(output.loss), float(output.report["entropy/IMAGENET"])))
+            agreement.append((output.loss.item(), float(output.report["entropy/IMAGENET"])))
     assert agreement[-1][0] - agreement[-1][1] < 0.3 * (agreement[0][0] - agreement[0][1])
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in objective.trainable.parameters())

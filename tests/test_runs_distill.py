@@ -27,7 +27,6 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
 
 
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
     return write_videos(tmp_path_factory.mktemp("videos"))
@@ -55,7 +54,7 @@ def test_pretraining_learns_the_teacher_and_leaves_what_a_run_leaves(videos, tea
     # Bright frames have entropy 0, dark ones log 3: the loss falls towards the mean entropy, its lower bound.
     excess = [line["loss"] - line["entropy/IMAGENET"] for line in epochs]
     assert excess[-1] < 0.5 * excess[0]
-    assert all(0 < value for value in excess)
+    assert all(value > 0 for value in excess)
     assert len(json_stats(output, "train_iter_")) == 8
     assert result.evaluation is None
     assert (result.training.epochs, result.training.steps) == (4, 8)

@@ -145,9 +145,7 @@ def test_inflation_into_res3d(videos, teacher, tmp_path):
 
 def test_probe_of_frozen_features(videos, pretrained, tmp_path, capsys):
     output = tmp_path / "probe"
-    cfg = small_cfg(
-        videos, output, **labelled(videos), TEST={"CHECKPOINT_FILE_PATH": str(checkpoint(pretrained, 2))}
-    )
+    cfg = small_cfg(videos, output, **labelled(videos), TEST={"CHECKPOINT_FILE_PATH": str(checkpoint(pretrained, 2))})
     before = checkpoint(pretrained, 2).read_bytes()
     result = probe(cfg, neighbors=3)
     assert (result.num_train, result.num_test) == (12, 6)

@@ -327,6 +327,7 @@ def mean_terms(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     all_reduce_sum: Callable[[Tensor], Tensor] = distributed.all_reduce_sum,
+    gather_objects: Callable[[Any], list[Any]] = distributed.gather_objects,
 ) -> dict[str, float]:
     """Validate where there are no labels: the objective's loss, terms and report over the clips of ``batches``.
 
@@ -337,6 +338,7 @@ def mean_terms(
         device: Where the objective is.
         autocast: Context of the forward pass.
         all_reduce_sum: Sum of a tensor over ranks.
+        gather_objects: The objects of all ranks.
 
     Returns:
         Means over all clips of all ranks, by name; ``loss`` among them.
@@ -357,6 +359,8 @@ def mean_terms(
                 # What a term's mean is over may be the kept examples alone.
                 meter.update({term_key(name): output.terms[term_key(name)]}, count)
             meter.update(output.report, output.normalizer)
+    for names in gather_objects(meter.names):  # a rank without clips takes part in the sums with nothing
+        meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
     means = meter.read(all_reduce_sum)
     if not means:
         raise UserError("none of the validation videos could be read: run distinit check-corpus on CORPUS.VAL.")

@@ -14,10 +14,9 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of returning it to the system after every tensor.
 
-    Each step of a 3D network allocates and frees hundreds of large tensors. By default glibc maps each of them anew, and
-    the kernel must find and clear every page again: half of the time of an fp32 training step where it was measured
-    (0.77 million page faults a step of R(2+1)D-18, a few hundred afterwards). The process then holds its peak until it
-    ends.
+    Each step of a 3D network allocates and frees hundreds of large tensors. By default glibc maps each of them anew,
+    and the kernel must find and clear every page again: up to half of the time of an fp32 training step (0.55 million
+    page faults a step of R(2+1)D-18, a few hundred afterwards). The process then holds its peak until it ends.
 
     Returns:
         Whether it worked: only with glibc on Linux.

@@ -70,6 +70,11 @@ class MeanMeter:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Of all scalars met so far, sorted."""
+        return sorted(self._sums)
+
     def update(self, values: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> None:
         """Add scalars (0-d tensors on one device) that are means over ``weight`` examples."""
         for name, value in values.items():

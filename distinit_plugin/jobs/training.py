@@ -46,8 +46,11 @@ def train(cfg: CfgNode) -> TrainResult:
 
 def train_in_session(session: Session) -> TrainResult:
     """Build everything, continue where an earlier run stopped, train to the end."""
-    check_writable(session.output_dir)
-    return build_trainer(session).train()
+    if distributed.is_main():  # the ranks would take the file that is tried from each other
+        check_writable(session.output_dir)
+    result = build_trainer(session).train()
+    distributed.barrier()  # who goes on to the test must find the last checkpoint, which the main rank writes
+    return result
 
 
 def dry_run(session: Session) -> None:

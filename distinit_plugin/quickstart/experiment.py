@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from distinit_plugin.jobs.running import RunResult, run
 from distinit_plugin.quickstart.digits import DigitData, make_digits
 
 CONFIGS = "configs/quickstart"
+NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
+"""Names in files → in the table."""
 RESULTS_JSON = "results.json"
 RESULTS_MARKDOWN = "results.md"
 CURVES = {"r2plus1d": "curves_r2plus1d.png", "res3d": "curves_res3d.png", "pretrain": "curves_pretrain.png"}
@@ -65,9 +67,9 @@ class Quickstart:
 
         Args:
             folder: Everything is written below it.
+            say: Told what is done, one sentence at a time.
             seeds: Of the fine-tunings.
             workers: Decoding processes; ``None``: as in the YAML files.
-            say: Told what is done, one sentence at a time.
         """
         self.folder = Path(folder)
         self._seeds = tuple(seeds)
@@ -85,7 +87,7 @@ class Quickstart:
         self._say("encoding videos of digits in motion (H.264) and still digits")
         self._data = make_digits(self.folder / "data")
         teacher = self._train_teacher()
-        for network in ("r2plus1d", "res3d"):
+        for network in NETWORKS:
             self._pretrain(network, teacher)
         scores = {variant.name: self._finetune(variant) for variant in self._variants(teacher)}
         rows = self._rows(scores)
@@ -125,7 +127,7 @@ class Quickstart:
     def _variants(self, teacher: Path) -> list[Variant]:
         """Scratch at two learning rates, DistInit, and inflation where the network has a 2D counterpart."""
         variants = []
-        for network, title in (("r2plus1d", "R(2+1)D"), ("res3d", "Res3D")):
+        for network, title in NETWORKS.items():
             base_lr = load_cfg(f"{CONFIGS}/finetune_{network}.yaml")[0].SOLVER.BASE_LR
             for factor in (1, 3) if network == "r2plus1d" else (1,):
                 lr = base_lr * factor
@@ -162,7 +164,7 @@ class Quickstart:
         words = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in variant.name.lower())
         return f"{'_'.join(filter(None, words.split('_')))}_seed{seed}"
 
-    def _run(self, config: str, name: str, options: dict[str, object]) -> RunResult:
+    def _run(self, config: str, name: str, options: Mapping[str, object]) -> RunResult:
         pairs = [word for key, value in options.items() for word in (key, str(value))]
         pairs += ["OUTPUT_DIR", str(self.folder / name), "CORPUS.INDEX_CACHE", str(self.folder / "frame_index")]
         if self._workers is not None:

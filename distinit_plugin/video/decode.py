@@ -34,6 +34,7 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,ogg,"
     "rm,dv,mxf,nut,gif,mjpeg,vc1,h263,h261,wtv,swf,yuv4mpegpipe,apng,webp"
 )
+# Opening a file decodes a picture already, so the limit on its size is an option of that, too.
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 
 

@@ -1,0 +1,94 @@
+"""Two processes started by torchrun do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_jobs import (
+    brightness_teacher,
+    checkpoint,
+    differing,
+    json_stats,
+    labelled,
+    small_cfg,
+    state_of,
+    weights_of,
+    write_teacher,
+    write_videos,
+)
+
+from distinit_plugin.jobs.running import run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = write_videos(tmp_path_factory.mktemp("videos"))
+    (folder / "test" / "dark" / "video102.mp4").write_bytes(b"broken")  # five that can be read: the ranks differ
+    return folder
+
+
+def _torchrun(config: Path) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(ROOT / "tools" / "run_net.py"), "--cfg", str(config)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_ranks_train_and_test_as_one(videos, tmp_path):
+    """With batch norm in eval mode (classifier only) the gradient of two ranks is that of one on the joined batch."""
+    sections = {
+        **labelled(videos, TRAIN="train", VAL="test", TEST="test"),
+        "INIT": {"TRAINABLE": "classifier"},
+        "SOLVER": {"MAX_EPOCH": 2},
+        "TEST": {"ENABLE": True},
+    }
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    result = run(small_cfg(videos, alone, **sections))
+    small_cfg(videos, together, **sections)
+    printed = _torchrun(tmp_path / "together.yaml")
+    one, two = weights_of(alone, 2), weights_of(together, 2)
+    trunk = [name for name in one if not name.startswith("fc.")]
+    assert differing({name: one[name] for name in trunk}, {name: two[name] for name in trunk}) == []
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    metrics = json.loads((together / "test" / "metrics.json").read_text())
+    expected = result.evaluation.metrics()
+    assert metrics["num_videos"] == expected["num_videos"] == 5
+    assert metrics["top1"] == expected["top1"]
+    assert metrics["clip_loss"] == pytest.approx(expected["clip_loss"], rel=1e-4)
+    assert [Path(bad["path"]).name for bad in metrics["bad"]] == ["video102.mp4"]
+    for kind in ("train_iter_", "train_epoch", "val_epoch"):
+        ours, theirs = json_stats(alone, kind), json_stats(together, kind)
+        assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], abs=2e-4)
+    assert printed.count("5 test videos") == 1  # one table, not one per rank
+
+
+def test_two_ranks_distil_with_a_gate(videos, tmp_path):
+    """Ranks may keep different numbers of clips, or validate none, and still go together; then one goes on alone."""
+    entry = brightness_teacher(write_teacher(tmp_path / "teacher.pth"), MAX_ENTROPY=0.5)
+    distill = {"TEACHERS": {"IMAGENET": entry}, "GATE": "skip", "GATE_MEAN": "kept"}
+    output = tmp_path / "run"
+    corpora = {"VAL": {"ONE": {"FORMAT": "list", "PATH": str(tmp_path / "one.txt")}}}  # nothing for the second rank
+    (tmp_path / "one.txt").write_text(f"{videos}/test/bright/video100.mp4\n")
+    small_cfg(videos, output, DISTILL=distill, CORPUS=corpora)
+    _torchrun(tmp_path / "run.yaml")
+    (epoch,) = json_stats(output, "train_epoch")
+    assert epoch["kept/IMAGENET"] == 0.5
+    (validation,) = json_stats(output, "val_epoch")
+    assert validation["kept/IMAGENET"] == 1.0  # the video is bright
+    assert len(state_of(output)["distinit"]["rng"]) == 2
+    result = run(small_cfg(videos, output, DISTILL=distill, SOLVER={"MAX_EPOCH": 2}))
+    assert result.training.steps == 6
+    assert checkpoint(output, 2).is_file()
