@@ -4,7 +4,7 @@ The same as the command line, in a few lines of Python::
 
     from distinit_plugin import load_cfg, run
 
-    cfg, warnings = load_cfg("configs/DistInit/r2plus1d_18_imagenet_center.yaml", ["OUTPUT_DIR", "runs/mine"])
+    cfg, warnings = load_cfg("configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml", ["OUTPUT_DIR", "runs/mine"])
     run(cfg)
 """
 

@@ -41,7 +41,7 @@ def _torchrun(config: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -92,3 +92,19 @@ def test_two_ranks_distil_with_a_gate(videos, tmp_path):
     result = run(small_cfg(videos, output, DISTILL=distill, SOLVER={"MAX_EPOCH": 2}))
     assert result.training.steps == 6
     assert checkpoint(output, 2).is_file()
+
+
+def test_two_ranks_validate_what_the_checkpoint_holds(videos, tmp_path):
+    """Batch norm statistics are the main rank's on all ranks; here the main rank has nothing to read itself."""
+    rows = [f"{videos}/test/dark/video102.mp4 1", f"{videos}/test/bright/video100.mp4 0"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    node = {"TWO": {"FORMAT": "csv", "PATH": str(tmp_path / "list.csv"), "LABELED": True}}
+    sections = labelled(videos, TRAIN="train")
+    sections["CORPUS"] |= {"VAL": node, "TEST": node}
+    output = tmp_path / "run"
+    test = {"ENABLE": True, "NUM_ENSEMBLE_VIEWS": 1}
+    small_cfg(videos, output, **sections, TEST=test, SOLVER={"BASE_LR": 0.01})
+    _torchrun(tmp_path / "run.yaml")
+    metrics = json.loads((output / "test" / "metrics.json").read_text())
+    assert metrics["num_videos"] == 1
+    assert json_stats(output, "val_epoch")[-1]["loss"] == pytest.approx(metrics["clip_loss"], abs=2e-5)

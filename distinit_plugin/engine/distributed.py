@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 
@@ -94,6 +94,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone().contiguous()
     dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the main rank's buffers (BN statistics), which are those that a checkpoint holds."""
+    if not _active():
+        return
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -194,6 +194,7 @@ def _validation(
     if build.needs_own_logits(cfg) and not teachers:
 
         def accuracy() -> dict[str, float]:
+            distributed.share_buffers(objective.trainable)
             evaluation = evaluate_corpus(session, student, "val")
             return {"loss": evaluation.clip_loss, "top1": evaluation.top_k(1), "top5": evaluation.top_k(5)}
 
@@ -204,6 +205,7 @@ def _validation(
     finish = session.finisher(specs)
 
     def terms() -> dict[str, float]:
+        distributed.share_buffers(objective.trainable)
         return mean_terms(objective, loader, finish=finish, device=session.device, autocast=session.precision.autocast)
 
     return terms

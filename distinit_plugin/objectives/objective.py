@@ -206,7 +206,9 @@ class Objective:
             (fraction of examples whose prediction has the teacher's top class, among those that the student saw) and,
             with labels and a classifier, ``top1`` and ``top5`` (fractions). ``normalizer`` is B.
         """
-        output, predictions = self._forward(prepared.views)
+        # Without gradients the ranks have nothing to exchange, and need not have equally many batches.
+        forward = self._forward if torch.is_grad_enabled() else self.trainable
+        output, predictions = forward(prepared.views)
         loss = torch.zeros((), device=prepared.num_examples.device)
         terms: dict[str, Tensor] = {}
         report = dict(prepared.report)

@@ -55,6 +55,8 @@ _POOL_SHARES: dict[Pool, float] = {
     "test": 0.16,
 }
 _MAX_TEST_STILLS = 300
+_STILL_MOMENTS = 9  # moments of a video from which a still's is drawn
+NUM_SCRAPS = 8  # pieces of other digits in the background of each file, beyond the edges included
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class DigitData:
     digit_names: Path
 
 
-class Path2d(NamedTuple):
+class Course(NamedTuple):
     """Where a digit is in each frame, in units of half the frame's side; x to the right, y down."""
 
     x: torch.Tensor  # (T,) centre
@@ -185,13 +187,20 @@ def digit_pools(seed: int) -> tuple[NDArray[np.float32], dict[Pool, list[NDArray
 
 
 def draw_video(
-    digit: NDArray[np.float32], motion: str, *, size: int, num_frames: int, rng: np.random.Generator
+    digit: NDArray[np.float32],
+    motion: str,
+    *,
+    scraps: NDArray[np.float32],
+    size: int,
+    num_frames: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """Draw one video.
 
     Args:
         digit: (8,8) in [0, 1].
         motion: One of ``MOTIONS``.
+        scraps: (N,8,8) in [0, 1], digits of which pieces lie about in the background.
         size: Height and width, pixels.
         num_frames: T.
         rng: Source of the background, the colours and the course.
@@ -199,29 +208,16 @@ def draw_video(
     Returns:
         (T,H,W,3) RGB.
     """
-    course = _course(motion, num_frames, rng)
-    background = _drifting_texture(size, num_frames, rng)
-    colour = _bright_colour(background, rng)
-    opacity = _place(digit, course, size)
-    frames = background + opacity * (colour.view(1, 3, 1, 1) - background)
-    noise = torch.from_numpy(rng.normal(0.0, 0.02, (1, 3, size, size)).astype(np.float32))
-    pixels = (frames + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return _draw(digit, _course(motion, num_frames, rng), scraps, size, rng)
 
 
-def draw_still(digit: NDArray[np.float32], *, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw_still(
+    digit: NDArray[np.float32], *, scraps: NDArray[np.float32], size: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """Draw one still image, (H,W,3) RGB: a moment of a video of a random motion, before compression."""
-    motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
-    length = 9
-    moment = int(rng.integers(length))
-    course = _course(motion, length, rng)
-    course = Path2d(*(values[moment : moment + 1] for values in course))
-    background = _drifting_texture(size, 1, rng)
-    colour = _bright_colour(background, rng)
-    frames = background + _place(digit, course, size) * (colour.view(1, 3, 1, 1) - background)
-    noise = torch.from_numpy(rng.normal(0.0, 0.02, (1, 3, size, size)).astype(np.float32))
-    pixels = (frames + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels[0].permute(1, 2, 0).contiguous().numpy()
+    course = _course(MOTIONS[int(rng.integers(len(MOTIONS)))], _STILL_MOMENTS, rng)
+    moment = int(rng.integers(_STILL_MOMENTS))
+    return _draw(digit, Course(*(values[moment : moment + 1] for values in course)), scraps, size, rng)[0]
 
 
 def encode_h264(frames: NDArray[np.uint8], path: Path) -> None:
@@ -294,13 +290,15 @@ def _write_files(
 
     def make(job: _Job) -> None:
         rng = np.random.default_rng(np.random.SeedSequence([seed, pool_numbers[job.pool], job.number]))
-        rows = pools[job.pool][job.digit]
-        image = images[rows[int(rng.integers(len(rows)))]]
+        digit = images[rng.choice(pools[job.pool][job.digit])]
+        # Other pictures of the same pool, so that the pools share nothing.
+        scraps = images[rng.choice(np.concatenate(pools[job.pool]), NUM_SCRAPS)]
         path = root / job.path
         if job.motion:
-            encode_h264(draw_video(image, job.motion, size=size, num_frames=num_frames, rng=rng), path)
+            frames = draw_video(digit, job.motion, scraps=scraps, size=size, num_frames=num_frames, rng=rng)
+            encode_h264(frames, path)
         else:
-            Image.fromarray(draw_still(image, size=size, rng=rng)).save(path, compress_level=1)
+            Image.fromarray(draw_still(digit, scraps=scraps, size=size, rng=rng)).save(path, compress_level=1)
 
     # Encoding and drawing leave Python's lock, so threads are enough.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as executor:
@@ -336,56 +334,101 @@ def _write_text(path: Path, text: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
-def _course(motion: str, num_frames: int, rng: np.random.Generator) -> Path2d:
-    """A course of ``num_frames`` frames; what a frame shows at its middle has the same distribution for all motions."""
+def _draw(
+    digit: NDArray[np.float32],
+    course: Course,
+    scraps: NDArray[np.float32],
+    size: int,
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """Background, digit and a grain that does not move, as (T,H,W,3)."""
+    background = _drifting_background(scraps, size, len(course.x), rng)
+    colour = _bright_colour(background, rng).view(1, 3, 1, 1)
+    grain = torch.from_numpy(rng.normal(0.0, 0.02, (1, 3, size, size)).astype(np.float32))
+    frames = torch.lerp(background, colour, _ink(torch.from_numpy(digit), course, size)) + grain
+    pixels = frames.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _course(motion: str, num_frames: int, rng: np.random.Generator) -> Course:
+    """A course that is in its middle frame like that of any other motion: one frame does not tell the motion."""
     time = torch.linspace(-1.0, 1.0, num_frames)
-    still = torch.ones_like(time)
-    x, y = rng.uniform(-0.15, 0.15, 2)
-    angle = rng.uniform(-0.2, 0.2)
-    extent = rng.uniform(0.58, 0.72)
-    path = Path2d(x * still, y * still, angle * still, extent * still)
+    constant = torch.ones_like(time)
+    x, y = rng.uniform(-0.2, 0.2, 2)
+    middle = Course(
+        x * constant, y * constant, rng.uniform(-0.3, 0.3) * constant, rng.uniform(0.5, 0.66) * constant
+    )
     shift = rng.uniform(0.25, 0.45) * time
     turn = math.radians(rng.uniform(25, 45)) * time
     growth = torch.exp(rng.uniform(0.25, 0.4) * time)
     changes = {
-        "left": {"x": path.x - shift},
-        "right": {"x": path.x + shift},
-        "up": {"y": path.y - shift},
-        "down": {"y": path.y + shift},
-        "clockwise": {"angle": path.angle + turn},
-        "counterclockwise": {"angle": path.angle - turn},
-        "zoom_in": {"size": path.size * growth},
-        "zoom_out": {"size": path.size / growth},
+        "left": {"x": middle.x - shift},
+        "right": {"x": middle.x + shift},
+        "up": {"y": middle.y - shift},
+        "down": {"y": middle.y + shift},
+        "clockwise": {"angle": middle.angle + turn},
+        "counterclockwise": {"angle": middle.angle - turn},
+        "zoom_in": {"size": middle.size * growth},
+        "zoom_out": {"size": middle.size / growth},
     }
-    return path._replace(**changes[motion])
+    return middle._replace(**changes[motion])
 
 
-def _place(digit: NDArray[np.float32], course: Path2d, size: int) -> torch.Tensor:
-    """Opacity (T,1,H,W) of a digit along a course: bicubic up-scaling and the motion in one resampling."""
+def _ink(images: torch.Tensor, course: Course, size: int) -> torch.Tensor:
+    """Opacity (T,1,H,W) of one (8,8) image along a course, or of (T,8,8) images with one place each.
+
+    Smooth up-scaling and the motion are one bicubic resampling.
+    """
     cos, sin = course.angle.cos() / course.size, course.angle.sin() / course.size
-    rows = torch.stack(
+    to_image = torch.stack(
         [
             torch.stack([cos, sin, -cos * course.x - sin * course.y], dim=1),
             torch.stack([-sin, cos, sin * course.x - cos * course.y], dim=1),
         ],
         dim=1,
     )
-    grid = F.affine_grid(rows, [len(course.x), 1, size, size], align_corners=False)
-    image = torch.from_numpy(digit).expand(len(course.x), 1, 8, 8)
-    ink = F.grid_sample(image, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+    count = len(course.x)
+    grid = F.affine_grid(to_image.float(), [count, 1, size, size], align_corners=False)
+    ink = F.grid_sample(
+        images.expand(count, 8, 8).unsqueeze(1), grid, mode="bicubic", padding_mode="zeros", align_corners=False
+    )
     return ((ink - 0.25) * 2.5).clamp(0, 1)  # a pen's edge rather than a blur
 
 
-def _drifting_texture(size: int, num_frames: int, rng: np.random.Generator) -> torch.Tensor:
-    """Background (T,3,H,W): a texture that drifts slowly in a random direction, whatever the digit does."""
+def _drifting_background(
+    scraps: NDArray[np.float32], size: int, num_frames: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """Background (T,3,H,W) that drifts slowly in a random direction, whatever the digit does."""
     margin = size // 4
-    texture = _texture(size + 2 * margin, rng)
-    speed = rng.uniform(-0.2, 0.2, 2) * margin * 4
-    time = np.linspace(-0.5, 0.5, num_frames) if num_frames > 1 else np.zeros(1)
-    lefts, tops = (margin + np.round(axis * time).astype(int) for axis in speed)
+    picture = _scatter(_texture(size + 2 * margin, rng), scraps, rng)
+    drift = rng.uniform(-0.4, 0.4, 2) * margin
+    time = np.linspace(-1.0, 1.0, num_frames) if num_frames > 1 else np.zeros(1)
+    lefts, tops = (margin + np.round(axis * time).astype(int) for axis in drift)
     return torch.stack(
-        [texture[:, top : top + size, left : left + size] for top, left in zip(tops, lefts, strict=True)]
+        [picture[:, top : top + size, left : left + size] for top, left in zip(tops, lefts, strict=True)]
     )
+
+
+def _scatter(picture: torch.Tensor, scraps: NDArray[np.float32], rng: np.random.Generator) -> torch.Tensor:
+    """Lay small pieces of digits, in any colour, on a picture (3,H,W); as pens' strokes they distract."""
+    count = len(scraps)
+    pieces = np.zeros_like(scraps)
+    for piece, scrap in zip(pieces, scraps, strict=True):
+        extent = int(rng.integers(2, 5))
+        top, left = rng.integers(0, 8 - extent, 2)
+        piece[2 : 2 + extent, 2 : 2 + extent] = scrap[top : top + extent, left : left + extent]
+    place = Course(
+        *(
+            torch.from_numpy(rng.uniform(-bound, bound, count).astype(np.float32))
+            for bound in (0.9, 0.9, math.pi)
+        ),
+        size=torch.full((count,), 0.45),
+    )
+    opacity = _ink(torch.from_numpy(pieces), place, picture.shape[-1])
+    colours = torch.from_numpy(rng.uniform(0.0, 1.0, (count, 3, 1, 1)).astype(np.float32))
+    for cover, colour in zip(opacity, colours, strict=True):
+        picture = torch.lerp(picture, colour.expand_as(picture), cover.expand_as(picture))
+    return picture
 
 
 def _texture(size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -401,16 +444,11 @@ def _texture(size: int, rng: np.random.Generator) -> torch.Tensor:
     stripes = torch.sin(2 * math.pi * rng.uniform(3, 14) * along + rng.uniform(0, 2 * math.pi))
     pattern += rng.choice([0.0, 1.5]) * stripes
     blend = torch.sigmoid(rng.uniform(0.8, 2.0) * pattern)
-    hue = rng.uniform()
-    value = rng.uniform(0.25, 0.5)
-    first, second = (
-        torch.tensor(
-            colorsys.hsv_to_rgb((hue + turn) % 1.0, rng.uniform(0.2, 0.9), min(1.0, max(0.0, value + step))),
-            dtype=torch.float32,
-        )
-        for turn, step in ((0.0, -0.2), (rng.uniform(0.0, 0.4), 0.2))
-    )
-    return first.view(3, 1, 1) + blend * (second - first).view(3, 1, 1)
+    hue, value = rng.uniform(), rng.uniform(0.25, 0.5)
+    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.2, 0.9), value - 0.2)
+    light = colorsys.hsv_to_rgb((hue + rng.uniform(0.0, 0.4)) % 1.0, rng.uniform(0.2, 0.9), value + 0.2)
+    first, second = torch.tensor(dark).view(3, 1, 1), torch.tensor(light).view(3, 1, 1)
+    return first + blend * (second - first)
 
 
 def _bright_colour(background: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.video.corpus import Corpus
@@ -252,7 +253,9 @@ def _oddities(path: str, index: FrameIndex) -> Iterator[str]:
     try:
         # Sizes change at key frames only, so that the others need not be decoded.
         with av.open(os.path.abspath(path), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
+                return
             stream.thread_type = "NONE"
             stream.codec_context.skip_frame = "NONKEY"
             declared = stream.frames
