@@ -10,12 +10,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="where everything is written")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tunings")
-    parser.add_argument("--workers", type=int, help="decoding processes (default: as in the YAML files)")
+    parser.add_argument("--processes", type=int, default=0, help="runs at once (default: one per core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it and print the table."""
     from distinit_plugin.quickstart.experiment import run_quickstart
 
-    run_quickstart(arguments.output, seeds=arguments.seeds, workers=arguments.workers)
+    run_quickstart(arguments.output, seeds=arguments.seeds, processes=arguments.processes)
     return 0

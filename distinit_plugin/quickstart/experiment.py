@@ -1,18 +1,22 @@
 """The runs of the demonstration and their table: scratch, inflated and DistInit, over several fine-tuning seeds.
 
 Every run is a YAML file of ``configs/quickstart`` through the real runner; this module only chooses seeds,
-initialisations and learning rates.
+initialisations and learning rates, and runs as many at once as there are cores.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -22,17 +26,41 @@ from distinit_plugin.engine.checkpoint import write_atomically
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.results import Row, markdown_table, terminal_table
 from distinit_plugin.errors import UserError
-from distinit_plugin.jobs.running import RunResult, run
-from distinit_plugin.quickstart.digits import DigitData, make_digits
+from distinit_plugin.jobs.running import run
+from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
 
 CONFIGS = "configs/quickstart"
 NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
 """Names in files → in the table."""
+
+SCRATCH_LRS = (0.003, 0.001)
+"""Learning rates from scratch, of which the better one is shown; the others train with the first, as in the YAML."""
+
 RESULTS_JSON = "results.json"
 RESULTS_MARKDOWN = "results.md"
-CURVES = {"r2plus1d": "curves_r2plus1d.png", "res3d": "curves_res3d.png", "pretrain": "curves_pretrain.png"}
-CHANCE = 0.05
-"""Top-1 of guessing among the twenty classes."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a YAML file of ``configs/quickstart``, the name of its folder, and overrides."""
+
+    config: str
+    name: str
+    options: Mapping[str, object]
+
+
+class Outcome(NamedTuple):
+    """What came out of a run that another process may have done.
+
+    Attributes:
+        top1: Of the test, a fraction; ``None`` without one.
+        steps: Trained.
+        wait_share: Fraction of the training time spent waiting for data.
+    """
+
+    top1: float | None
+    steps: int
+    wait_share: float
 
 
 @dataclass(frozen=True)
@@ -40,28 +68,28 @@ class Variant:
     """One way to start a fine-tuning.
 
     Attributes:
-        name: In the table.
-        network: ``r2plus1d`` or ``res3d``: which ``finetune_*.yaml``.
+        name: In the results.
+        network: Which ``finetune_*.yaml``.
         options: Overrides of the YAML.
-        group: Variants of one group are one row of the table: the better one is shown.
+        row: Variants of one row of the table: the best one is shown.
     """
 
     name: str
     network: str
-    options: tuple[str, ...]
-    group: str
+    options: Mapping[str, object]
+    row: str
 
 
 class Quickstart:
-    """All runs below one folder. A run that is finished is not run again: its test alone is repeated."""
+    """All runs below one folder. A run that is finished is not trained again: only its test is repeated."""
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        seeds: Sequence[int] = (0, 1, 2),
-        workers: int | None = None,
         say: Callable[[str], None],
+        seeds: Sequence[int] = (0, 1, 2),
+        processes: int = 0,
     ) -> None:
         """Choose where and how often.
 
@@ -69,12 +97,12 @@ class Quickstart:
             folder: Everything is written below it.
             say: Told what is done, one sentence at a time.
             seeds: Of the fine-tunings.
-            workers: Decoding processes; ``None``: as in the YAML files.
+            processes: Runs at once; 0: one per core.
         """
         self.folder = Path(folder)
-        self._seeds = tuple(seeds)
-        self._workers = workers
         self._say = say
+        self._seeds = tuple(seeds)
+        self._processes = processes
         self._data: DigitData | None = None
 
     def run(self) -> list[Row]:
@@ -86,92 +114,83 @@ class Quickstart:
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264) and still digits")
         self._data = make_digits(self.folder / "data")
-        teacher = self._train_teacher()
-        for network in NETWORKS:
-            self._pretrain(network, teacher)
-        scores = {variant.name: self._finetune(variant) for variant in self._variants(teacher)}
-        rows = self._rows(scores)
+        self._pretrain(self._train_teacher())
+        variants = self._variants()
+        scores = self._finetune(variants)
+        rows = self._rows(variants, scores)
         self._write(rows, scores, time.monotonic() - begin)
+        self._draw(variants)
         return rows
 
     # ------------------------------------------------------------------------------------------------------ runs
     def _train_teacher(self) -> Path:
         data = self._known_data()
         self._say("training the image teacher on still digits")
-        result = self._run(
-            "teacher",
-            "teacher",
-            {
-                "CORPUS.TRAIN.STILLS.PATH": data.stills_train,
-                "CORPUS.TEST.STILLS.PATH": data.stills_test,
-            },
-        )
-        assert result.evaluation is not None
-        self._say(f"  the teacher is right on {100 * result.evaluation.top_k(1):.1f} % of the test stills")
+        paths = {"CORPUS.TRAIN.STILLS.PATH": data.stills_train, "CORPUS.TEST.STILLS.PATH": data.stills_test}
+        outcome = run_task(Task("teacher", "teacher", paths), self.folder, {})
+        assert outcome.top1 is not None
+        self._say(f"  the teacher is right on {100 * outcome.top1:.1f} % of the test stills")
         return self._newest("teacher")
 
-    def _pretrain(self, network: str, teacher: Path) -> None:
-        self._say(f"DistInit: {network} learns from the teacher on unlabeled videos")
-        name = f"pretrain_{network}"
+    def _pretrain(self, teacher: Path) -> None:
+        self._say(f"DistInit: {' and '.join(NETWORKS.values())} learn from the teacher on unlabeled videos")
         options = {
             "CORPUS.TRAIN.UNLABELED.PATH": self._known_data().unlabeled,
             "DISTILL.TEACHERS.DIGITS.WEIGHTS": teacher,
         }
-        result = self._run(name, name, options)
-        if result.training is not None and result.training.seconds > 1:
-            share = 100 * result.training.wait_share
-            self._say(
-                f"  {result.training.steps} steps in {result.training.seconds:.0f} s, {share:.0f} % waiting for data"
-            )
+        names = [f"pretrain_{network}" for network in NETWORKS]
+        for name, outcome in zip(names, self._run_all([Task(name, name, options) for name in names]), strict=True):
+            self._say(f"  {name}: {outcome.steps} steps, {100 * outcome.wait_share:.0f} % of the time for decoding")
 
-    def _variants(self, teacher: Path) -> list[Variant]:
+    def _variants(self) -> list[Variant]:
         """Scratch at two learning rates, DistInit, and inflation where the network has a 2D counterpart."""
         variants = []
         for network, title in NETWORKS.items():
-            base_lr = load_cfg(f"{CONFIGS}/finetune_{network}.yaml")[0].SOLVER.BASE_LR
-            for factor in (1, 3) if network == "r2plus1d" else (1,):
-                lr = base_lr * factor
-                scratch = f"{title}, from scratch"
-                variants.append(Variant(f"{scratch}, lr {lr:g}", network, ("SOLVER.BASE_LR", str(lr)), scratch))
+            scratch = f"{title}, from scratch"
+            for lr in SCRATCH_LRS:
+                variants.append(Variant(f"{scratch}, lr {lr:g}", network, {"SOLVER.BASE_LR": lr}, scratch))
             if network == "res3d":
-                inflated = ("INIT.INFLATE_FROM", "Res2D", "INIT.INFLATE_WEIGHTS", str(teacher))
+                inflated = {"INIT.INFLATE_FROM": "Res2D", "INIT.INFLATE_WEIGHTS": self._newest("teacher")}
                 variants.append(Variant(f"{title}, inflated", network, inflated, f"{title}, inflated"))
-            start = ("TRAIN.CHECKPOINT_FILE_PATH", str(self._newest(f"pretrain_{network}")))
+            start = {"TRAIN.CHECKPOINT_FILE_PATH": self._newest(f"pretrain_{network}")}
             variants.append(Variant(f"{title}, DistInit", network, start, f"{title}, DistInit"))
         return variants
 
-    def _finetune(self, variant: Variant) -> list[float]:
-        """Video top-1 of every seed."""
+    def _finetune(self, variants: Sequence[Variant]) -> dict[str, list[float]]:
+        """Video top-1 of every variant, one value a seed."""
         data = self._known_data()
-        self._say(f"fine-tuning {variant.name}, {len(self._seeds)} seeds")
-        scores = []
-        for seed in self._seeds:
-            options: dict[str, object] = {
-                "CORPUS.TRAIN.DIGITS.PATH": data.train,
-                "CORPUS.TRAIN.DIGITS.CLASSES": data.class_names,
-                "CORPUS.TEST.DIGITS.PATH": data.test,
-                "CORPUS.TEST.DIGITS.CLASSES": data.class_names,
-                "RNG_SEED": seed,
-            }
-            options.update(zip(variant.options[::2], variant.options[1::2], strict=True))
-            result = self._run(f"finetune_{variant.network}", self._folder_of(variant, seed), options)
-            assert result.evaluation is not None
-            scores.append(result.evaluation.top_k(1))
+        self._say(f"fine-tuning on labelled clips: {len(variants)} variants × {len(self._seeds)} seeds")
+        corpora = {
+            "CORPUS.TRAIN.DIGITS.PATH": data.train,
+            "CORPUS.TRAIN.DIGITS.CLASSES": data.class_names,
+            "CORPUS.TEST.DIGITS.PATH": data.test,
+            "CORPUS.TEST.DIGITS.CLASSES": data.class_names,
+        }
+        tasks = [
+            Task(
+                f"finetune_{variant.network}",
+                _folder_of(variant, seed),
+                {**corpora, "RNG_SEED": seed, **variant.options},
+            )
+            for variant in variants
+            for seed in self._seeds
+        ]
+        scores: dict[str, list[float]] = {variant.name: [] for variant in variants}
+        for number, outcome in enumerate(self._run_all(tasks)):
+            name = variants[number // len(self._seeds)].name
+            assert outcome.top1 is not None
+            scores[name].append(outcome.top1)
+            if len(scores[name]) == len(self._seeds):
+                self._say(f"  {name}: {', '.join(f'{100 * value:.1f}' for value in scores[name])} %")
         return scores
 
-    @staticmethod
-    def _folder_of(variant: Variant, seed: int) -> str:
-        words = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in variant.name.lower())
-        return f"{'_'.join(filter(None, words.split('_')))}_seed{seed}"
-
-    def _run(self, config: str, name: str, options: Mapping[str, object]) -> RunResult:
-        pairs = [word for key, value in options.items() for word in (key, str(value))]
-        pairs += ["OUTPUT_DIR", str(self.folder / name), "CORPUS.INDEX_CACHE", str(self.folder / "frame_index")]
-        if self._workers is not None:
-            pairs += ["DATA_LOADER.NUM_WORKERS", str(self._workers)]
-        cfg, _ = load_cfg(f"{CONFIGS}/{config}.yaml", pairs)
-        # The run's own lines go to its stdout.log; here they would bury the story.
-        return run(cfg, console=Console(file=io.StringIO()))
+    def _run_all(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Run tasks in processes of one thread each, as many at once as there are cores; outcomes in their order."""
+        options = {"RUNNER.NUM_THREADS": 1, "DATA_LOADER.NUM_WORKERS": 0}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = self._processes or min(cores, len(tasks))
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(run_task, tasks, repeat(self.folder), repeat(options))
 
     def _newest(self, name: str) -> Path:
         path = checkpoint.newest_checkpoint(self.folder / name / checkpoint.FOLDER)
@@ -184,46 +203,66 @@ class Quickstart:
         return self._data
 
     # --------------------------------------------------------------------------------------------------- results
-    def _rows(self, scores: dict[str, list[float]]) -> list[Row]:
-        """One row a group: the variant with the best mean."""
-        best: dict[str, tuple[str, list[float]]] = {}
-        for variant in self._variants(self._newest("teacher")):
-            values = scores[variant.name]
-            if variant.group not in best or sum(values) > sum(best[variant.group][1]):
-                best[variant.group] = variant.name, values
-        return [
-            Row(
-                name,
-                {"top-1": values, **{f"seed {seed}": value for seed, value in zip(self._seeds, values, strict=True)}},
-            )
-            for name, values in best.values()
-        ]
+    def _rows(self, variants: Sequence[Variant], scores: Mapping[str, list[float]]) -> list[Row]:
+        """The variant with the best mean of each row."""
+        best: dict[str, str] = {}
+        for variant in variants:
+            if variant.row not in best or sum(scores[variant.name]) > sum(scores[best[variant.row]]):
+                best[variant.row] = variant.name
+        return [Row(name, {"top-1": scores[name], **self._by_seed(scores[name])}) for name in best.values()]
 
-    def _write(self, rows: list[Row], scores: dict[str, list[float]], seconds: float) -> None:
-        results: dict[str, Any] = {"top1": scores, "seeds": list(self._seeds), "seconds": round(seconds, 1)}
+    def _by_seed(self, values: list[float]) -> dict[str, float]:
+        return {f"seed {seed}": value for seed, value in zip(self._seeds, values, strict=True)}
+
+    def _write(self, rows: list[Row], scores: Mapping[str, list[float]], seconds: float) -> None:
+        results: dict[str, Any] = {"top1": dict(scores), "seeds": list(self._seeds), "seconds": round(seconds, 1)}
         text = json.dumps(results, indent=2) + "\n"
         write_atomically(self.folder / RESULTS_JSON, lambda file: file.write(text.encode()))
         table = markdown_table(rows, first="test top-1, %")
         write_atomically(self.folder / RESULTS_MARKDOWN, lambda file: file.write(table.encode()))
-        plot_curves(
-            {name: self.folder / f"pretrain_{name}" for name in ("r2plus1d", "res3d")}, self.folder / CURVES["pretrain"]
-        )
-        for network in ("r2plus1d", "res3d"):
+
+    def _draw(self, variants: Sequence[Variant]) -> None:
+        """Curves of the pre-trainings, and of the first seed of every fine-tuning."""
+        pretrainings = {title: self.folder / f"pretrain_{network}" for network, title in NETWORKS.items()}
+        plot_curves(pretrainings, self.folder / "curves_pretrain.png")
+        for network in NETWORKS:
             runs = {
-                variant.name: self.folder / self._folder_of(variant, self._seeds[0])
-                for variant in self._variants(self._newest("teacher"))
+                variant.name: self.folder / _folder_of(variant, self._seeds[0])
+                for variant in variants
                 if variant.network == network
             }
-            plot_curves(runs, self.folder / CURVES[network])
+            plot_curves(runs, self.folder / f"curves_finetune_{network}.png")
 
 
-def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), workers: int | None = None) -> list[Row]:
+def _folder_of(variant: Variant, seed: int) -> str:
+    """``r2plus1d_from_scratch_lr_0.003_seed0``."""
+    words = variant.name.replace(NETWORKS[variant.network], variant.network).replace(",", "").lower().split()
+    return "_".join([*words, f"seed{seed}"])
+
+
+def run_task(task: Task, folder: Path, options: Mapping[str, object]) -> Outcome:
+    """Do one run in this process; its log lines go to its ``stdout.log`` alone, where they do not bury the story."""
+    pairs: dict[str, object] = {
+        **task.options,
+        **options,
+        "OUTPUT_DIR": folder / task.name,
+        "CORPUS.INDEX_CACHE": folder / "frame_index",
+    }
+    cfg, _ = load_cfg(f"{CONFIGS}/{task.config}.yaml", [str(word) for pair in pairs.items() for word in pair])
+    result = run(cfg, console=Console(file=io.StringIO()))
+    top1 = None if result.evaluation is None else result.evaluation.top_k(1)
+    if result.training is None:
+        return Outcome(top1, 0, 0.0)
+    return Outcome(top1, result.training.steps, result.training.wait_share)
+
+
+def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), processes: int = 0) -> list[Row]:
     """Run the demonstration and print its table.
 
     Args:
         folder: Everything is written below it.
         seeds: Of the fine-tunings.
-        workers: Decoding processes; ``None``: as in the YAML files.
+        processes: Runs at once; 0: one per core.
     """
     console = Console()
     begin = time.monotonic()
@@ -231,9 +270,7 @@ def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), work
     def say(sentence: str) -> None:
         console.print(f"[{time.monotonic() - begin:5.0f} s] {sentence}", markup=False, highlight=False)
 
-    rows = Quickstart(folder, seeds=seeds, workers=workers, say=say).run()
-    console.print(terminal_table(rows, title="Top-1 on test videos, %", first="initialisation"))
-    console.print(
-        f"Guessing gives {100 * CHANCE:.0f} %. Logs, checkpoints, curves and {RESULTS_MARKDOWN}: {folder}", markup=False
-    )
+    rows = Quickstart(folder, say=say, seeds=seeds, processes=processes).run()
+    console.print(terminal_table(rows, title="Top-1 on test videos, % (mean ± deviation)", first="initialisation"))
+    say(f"guessing gives {100 / len(CLASS_NAMES):.0f} %; logs, checkpoints, curves, {RESULTS_MARKDOWN}: {folder}")
     return rows
