@@ -83,7 +83,7 @@ def probe(cfg: CfgNode, *, trained: bool) -> tuple[Tensor, Tensor]:
 
 
 def compare(answer: Tensor, teacher: Tensor) -> tuple[float, float]:
-    """Mean KL(teacher ‖ answer) in nats, and the fraction of clips whose teacher's class is in the answer's top five."""
+    """Mean KL(teacher ‖ answer), nats, and the fraction of clips whose teacher's class is in the answer's top five."""
     divergence = (teacher.exp() * (teacher - answer)).sum(1).mean()
     agreement = (answer.topk(5, dim=1).indices == teacher.argmax(1, keepdim=True)).any(1).double().mean()
     return float(divergence), float(agreement)

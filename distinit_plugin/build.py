@@ -14,7 +14,7 @@ from distinit_plugin.data.loader import ClipLoader, build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler
 from distinit_plugin.engine import distributed, optim
 from distinit_plugin.engine.schedule import Schedule
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
@@ -80,8 +80,26 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     if cfg.INIT.INFLATE_FROM:
         reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        reports.append(load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH))
+        report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
+        _refuse_part_of_a_trunk(report)
+        reports.append(report)
     return reports
+
+
+def _refuse_part_of_a_trunk(report: LoadReport) -> None:
+    """One layer may differ: the classifier. More than that is another network that happens to share names.
+
+    Raises:
+        WeightsError: Tensors of several layers are missing from the file, or have no place in the network.
+    """
+    for what, names in (("misses", report.missing), ("has, without a place for them,", report.unexpected)):
+        layers = {name.rpartition(".")[0] for name in names}
+        if len(layers) > 1:
+            raise WeightsError(
+                f"TRAIN.CHECKPOINT_FILE_PATH: {report.source} {what} {len(names)} tensors of {len(layers)} layers "
+                f"({', '.join(names[:3])}, …), so it is of another network. Set MODEL.MODEL_NAME, RESNET.DEPTH and "
+                "NETWORK as they were when it was trained."
+            )
 
 
 def build_teachers(cfg: CfgNode) -> dict[str, Network]:
@@ -184,7 +202,8 @@ CORPUS_KEYS: dict[Split, str] = {"train": "TRAIN", "val": "VAL", "test": "TEST"}
 
 def has_corpus(cfg: CfgNode, split: Split) -> bool:
     """Whether the configuration names videos for a use: in CORPUS, or as PySlowFast's ``{split}.csv``."""
-    return bool(cfg.CORPUS[CORPUS_KEYS[split]]) or _pyslowfast_list(cfg, split).is_file()
+    has_list = bool(cfg.DATA.PATH_TO_DATA_DIR) and _pyslowfast_list(cfg, split).is_file()
+    return has_list or bool(cfg.CORPUS[CORPUS_KEYS[split]])
 
 
 def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) -> Mixture:
@@ -223,7 +242,7 @@ def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) ->
 
 
 def _pyslowfast_list(cfg: CfgNode, split: Split) -> Path:
-    return Path(cfg.DATA.PATH_TO_DATA_DIR or "/nonexistent") / f"{split}.csv"
+    return Path(cfg.DATA.PATH_TO_DATA_DIR) / f"{split}.csv"
 
 
 def _load_pyslowfast_list(cfg: CfgNode, split: Split, labeled: bool) -> Corpus:

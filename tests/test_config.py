@@ -429,8 +429,6 @@ BAD = [
     ("RUNNER.SCHEDULE_UNIT", "epochs", "Did you mean epoch?", []),
     ("RUNNER.PRECISION", "fp8", "auto, fp32, bf16, fp16", []),
     ("RUNNER.PRECISION", "fp16", "GPU only", []),
-    ("RUNNER.DEVICE", "cuda", "needs NUM_GPUS of 1", []),
-    ("RUNNER.DEVICE", "cpu", "cannot both be", ["NUM_GPUS", "1"]),
     ("TRAIN.MIXED_PRECISION", "True", "GPU only", []),
     ("TRAIN.MIXED_PRECISION", "True", "RUNNER.PRECISION is bf16", ["NUM_GPUS", "1", "RUNNER.PRECISION", "bf16"]),
     ("RUNNER.DETERMINISTIC", "True", "fp32", ["RUNNER.PRECISION", "bf16"]),

@@ -27,7 +27,6 @@ from distinit_plugin.jobs.prediction import predict
 from distinit_plugin.jobs.probing import probe
 from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.splits import run_splits
-from distinit_plugin.jobs.testing import test as run_test
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +246,7 @@ def test_dense_clips_and_three_crops(videos, finetuned, tmp_path):
             "CHECKPOINT_FILE_PATH": str(checkpoint(finetuned, 3)),
         },
     )
-    evaluation = run_test(cfg)
+    evaluation = run(cfg).evaluation
     assert set(evaluation.clips.tolist()) == {len(range(0, 12 - 7 + 1, 2)) * 3}
     assert evaluation.top_k(1) == 1.0
     assert not (output / "checkpoints").exists()

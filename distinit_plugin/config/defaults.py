@@ -19,7 +19,7 @@ _C.NUM_GPUS = 0  # accelerators on this machine; 0: CPU
 _C.NUM_SHARDS = 1  # machines in the job
 _C.SHARD_ID = 0  # number of this machine, 0 … NUM_SHARDS − 1
 _C.LOG_PERIOD = 10  # optimizer steps between two log lines; ≥ 1
-_C.LOG_MODEL_INFO = True  # print parameters and GMACs at start
+_C.LOG_MODEL_INFO = True  # print parameters and terms at start
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.ENABLE = True  # train
@@ -173,7 +173,6 @@ _C.RUNNER.FLUSH_DENORMALS = True  # treat denormal floats as zero (decides the s
 _C.RUNNER.KEEP_MEMORY = True  # on CPUs: keep freed memory for the next step (up to twice as fast; holds the peak)
 _C.RUNNER.DETERMINISTIC = False  # exact reproduction: fp32, deterministic algorithms
 _C.RUNNER.DRY_RUN = False  # print shapes, parameters, GMACs, memory, clips/s and the expected duration, then stop
-_C.RUNNER.DEVICE = "auto"  # auto, cpu, cuda
 _C.RUNNER.NUM_THREADS = 0  # CPU threads per rank; 0: torch's default
 _C.RUNNER.PLATEAU_PATIENCE = 2  # plateau policy: epochs without a lower validation (else training) loss before a drop
 _C.RUNNER.PLATEAU_FACTOR = 0.1  # by this factor

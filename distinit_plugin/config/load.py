@@ -15,6 +15,20 @@ from distinit_plugin.config.yaml_files import base_beside, parse_yaml, read_chai
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.registry import near_matches
 
+HOME_PATHS = (
+    "OUTPUT_DIR",
+    "CORPUS.INDEX_CACHE",
+    "DATA.PATH_TO_DATA_DIR",
+    "DATA.PATH_PREFIX",
+    "INIT.INFLATE_WEIGHTS",
+    "TEST.CHECKPOINT_FILE_PATH",
+    "TRAIN.CHECKPOINT_FILE_PATH",
+)
+"""Keys whose ``~`` means the home folder (corpora and teachers expand their own paths)."""
+
+OTHER_DEFAULTS = {"DATA.TARGET_FPS": "frames are taken as they are; CORPUS.TARGET_FPS resamples"}
+"""PySlowFast keys whose default this runner does not follow, and what it does."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -118,6 +132,9 @@ def _find_base(path: Path, base: str) -> Path | None:
 
 def _finish(cfg: CfgNode, merger: Merger, check: bool) -> tuple[CfgNode, list[str]]:
     merger.raise_problems()
+    for key in HOME_PATHS:
+        node, name = cfg[key.split(".")[0]] if "." in key else cfg, key.split(".")[-1]
+        node[name] = os.path.expanduser(node[name])
     if check:
         validate(cfg)
     cfg.freeze()
@@ -125,8 +142,11 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool) -> tuple[CfgNode, list[st
         f"{key} is {value!r} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
         f"default, {PYSLOWFAST_DEFAULTS[key]!r}."
         for key, (value, source) in merger.unhonoured.items()
-        if not _same(value, PYSLOWFAST_DEFAULTS[key])
+        if not _same(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS
     ]
+    for key in OTHER_DEFAULTS.keys() & merger.unhonoured.keys():
+        value, source = merger.unhonoured[key]
+        warnings.append(f"{key} is {value!r} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}.")
     return cfg, warnings
 
 

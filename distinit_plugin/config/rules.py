@@ -105,9 +105,9 @@ def teacher_name() -> Rule:
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
-        return value in names() or (bool(slash and name) and package in ("torchvision", "timm"))
+        return value in names() or (bool(slash and name) and package in ("torchvision", "timm", "pytorchvideo"))
 
-    return Rule(f"torchvision/NAME, timm/NAME, {', '.join(NETWORKS)}", accepts, names)
+    return Rule(f"torchvision/NAME, timm/NAME, pytorchvideo/NAME, {', '.join(NETWORKS)}", accepts, names)
 
 
 _NOT_EMPTY = Rule("any text but the empty one", lambda value: bool(value.strip()))
@@ -183,7 +183,6 @@ RULES: dict[str, Rule] = {
     "RUNNER.ACCUMULATE": _COUNT,
     "RUNNER.PRECISION": one_of("auto", "fp32", "bf16", "fp16"),
     "RUNNER.CHANNELS_LAST": one_of("auto", "on", "off"),
-    "RUNNER.DEVICE": one_of("auto", "cpu", "cuda"),
     "RUNNER.NUM_THREADS": _FROM_ZERO,
     "RUNNER.PLATEAU_PATIENCE": _COUNT,
     "RUNNER.PLATEAU_FACTOR": number(above=0, below=1),

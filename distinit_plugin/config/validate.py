@@ -114,12 +114,7 @@ def _machines(cfg: CfgNode) -> Problems:
 
 
 def _hardware(cfg: CfgNode) -> Problems:
-    precision, device = cfg.RUNNER.PRECISION, cfg.RUNNER.DEVICE
-    on_cpu = cfg.NUM_GPUS == 0 or device == "cpu"
-    if device == "cuda" and cfg.NUM_GPUS == 0:
-        yield "RUNNER.DEVICE: cuda needs NUM_GPUS of 1 or more, it is 0. Set NUM_GPUS, or RUNNER.DEVICE auto."
-    if device == "cpu" and cfg.NUM_GPUS > 0:
-        yield f"RUNNER.DEVICE: cpu with NUM_GPUS {cfg.NUM_GPUS} cannot both be. Set NUM_GPUS 0, or RUNNER.DEVICE auto."
+    precision, on_cpu = cfg.RUNNER.PRECISION, cfg.NUM_GPUS == 0
     if precision == "fp16" and on_cpu:
         yield "RUNNER.PRECISION: fp16 works on a GPU only, this job runs on the CPU. Use auto, bf16 or fp32."
     if cfg.TRAIN.MIXED_PRECISION and precision in ("fp32", "bf16"):

@@ -81,6 +81,10 @@ class ScalarWriter(Protocol):
         """Note a value."""
         ...
 
+    def close(self) -> None:
+        """Write everything out."""
+        ...
+
 
 def set_train_mode(trainable: nn.Module, frozen_trunk: bool) -> None:
     """Training mode; with ``frozen_trunk`` not for modules whose parameters are all frozen, nor for what is in them.
@@ -159,6 +163,11 @@ class Trainer:
         self._window, self._epoch_clock, self._run_clock = meters.Clock(), meters.Clock(), meters.Clock()
         self._window_begin = 0.0
         self._lr = 0.0
+
+    def close(self) -> None:
+        """Let go of what outlives the training; TensorBoard would lose its last values."""
+        if self._scalars is not None:
+            self._scalars.close()
 
     @property
     def step(self) -> int:
@@ -359,7 +368,7 @@ class Trainer:
         assert self._validate is not None
         begin = time.perf_counter()
         values = dict(self._validate())
-        best, improved = better(self.state.best, values, self.state.epoch)
+        best, improved = meters.better(self.state.best, values, self.state.epoch)
         self.state.best = best
         stats = meters.val_epoch_stats(
             self.state.epoch, self.num_epochs, seconds=time.perf_counter() - begin, values=values, best=best
@@ -379,18 +388,3 @@ def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Micro-batches give shares of the step's means."""
     for name, value in values.items():
         totals[name] = totals[name] + value if name in totals else value
-
-
-def better(best: Mapping[str, Any], values: Mapping[str, float], epoch: int) -> tuple[dict[str, Any], bool]:
-    """The best validation so far and whether it is this one: highest ``top1`` where there is one, else lowest ``loss``.
-
-    ``top5`` is kept at its own maximum, for PySlowFast's ``min_top5_err``.
-    """
-    name = "top1" if "top1" in values else "loss"
-    value = values.get(name, math.nan)
-    known = best.get("value") if best.get("name") == name else None
-    improved = math.isfinite(value) and (known is None or (value > known if name == "top1" else value < known))
-    kept = {"name": name, "value": value, "epoch": epoch} if improved else dict(best)
-    if "top5" in values:
-        kept["top5"] = max(values["top5"], best.get("top5", 0.0))
-    return kept, improved

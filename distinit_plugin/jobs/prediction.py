@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from distinit_plugin import build
 from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode
@@ -100,8 +102,12 @@ def _configuration(state: dict[str, object], checkpoint: str, num_clips: int) ->
         )
     cfg.defrost()
     cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
+    cfg.CORPUS.TEST_CLIPS = "uniform"
     cfg.DATA_LOADER.NUM_WORKERS = 0
-    cfg.RUNNER.CHECK_CONVOLUTIONS = False
+    # This machine need not be the one that trained.
+    cfg.NUM_GPUS = int(torch.cuda.is_available())
+    cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
+    cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "auto"
     cfg.freeze()
     return cfg
 

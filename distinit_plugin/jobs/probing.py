@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine import distributed
 from distinit_plugin.engine.checkpoint import write_atomically
 from distinit_plugin.engine.probes import Features, extract_features, knn_accuracy, linear_probe
 from distinit_plugin.engine.results import Row, terminal_table
@@ -49,6 +50,8 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         UserError: There is no checkpoint, or videos without labels.
     """
     with open_session(cfg) as session:
+        if distributed.world_size() > 1:
+            raise UserError("A probe runs in one process: start it without torchrun.")
         network = build.build_network(cfg, num_classes=0)
         if cfg.INIT.INFLATE_FROM:
             reports = build.initialize_network(cfg, network)

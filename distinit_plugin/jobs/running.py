@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.table import Table
 
 from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
@@ -23,6 +24,9 @@ from distinit_plugin.jobs.training import dry_run, train_in_session
 logger = logging.getLogger(__name__)
 
 CURVES_FILE = "curves.png"
+
+SHOWN_CLASSES = 20
+"""Classes of the printed table."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,12 @@ def _show(session: Session, training: TrainResult | None, evaluation: Evaluation
             {"per clip": metrics["clip_top1"], "top-1": metrics["top1"], "top-5": metrics["top5"]},
         )
         session.log.console.print(terminal_table([row], title=f"{metrics['num_videos']} test videos, %", first="run"))
+        session.log.console.print(_class_table(metrics["per_class"]))
+
+
+def _class_table(per_class: dict[str, float | None]) -> Table:
+    """Top-1 of every class, the best first; of many classes only both ends (``metrics.json`` has all)."""
+    known = sorted(((value, name) for name, value in per_class.items() if value is not None), reverse=True)
+    shown = known if len(known) <= SHOWN_CLASSES else [*known[: SHOWN_CLASSES // 2], *known[-SHOWN_CLASSES // 2 :]]
+    title = f"per class, % ({len(shown)} of {len(known)} classes)"
+    return terminal_table([Row(name, {"top-1": value}) for value, name in shown], title=title, first="class")

@@ -131,15 +131,17 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         UserError: The device is not there, or OUTPUT_DIR cannot be written.
     """
     device = choose_device(cfg)
+    num_threads = torch.get_num_threads()
     if cfg.RUNNER.NUM_THREADS:
         torch.set_num_threads(cfg.RUNNER.NUM_THREADS)
     set_flush_denormals(cfg.RUNNER.FLUSH_DENORMALS)
     if device.type == "cpu" and cfg.RUNNER.KEEP_MEMORY:
         keep_freed_memory()
     joined = distributed.start(device.type)
-    log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
     deterministic = torch.are_deterministic_algorithms_enabled()
+    log: RunLog | None = None
     try:
+        log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
         _set_seeds(cfg.RNG_SEED)
         if cfg.RUNNER.DETERMINISTIC:
             # cuBLAS reads this when it starts.
@@ -154,29 +156,34 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
     finally:
         torch.use_deterministic_algorithms(deterministic)
-        log.close()
+        torch.set_num_threads(num_threads)
+        if log is not None:
+            log.close()
         if joined:
             distributed.stop()
 
 
 def choose_device(cfg: CfgNode) -> torch.device:
-    """The device that RUNNER.DEVICE and NUM_GPUS name.
+    """This rank's device: a GPU where NUM_GPUS asks for one, else the CPU.
 
     Raises:
-        UserError: A GPU is asked for and there is none.
+        UserError: A GPU is asked for and there is none, or the job was not started as its keys say.
     """
-    wants_gpu = cfg.RUNNER.DEVICE == "cuda" or cfg.NUM_GPUS > 0
-    if wants_gpu and not torch.cuda.is_available():
-        key = "RUNNER.DEVICE is cuda" if cfg.RUNNER.DEVICE == "cuda" else f"NUM_GPUS is {cfg.NUM_GPUS}"
+    if cfg.NUM_GPUS > 0 and not torch.cuda.is_available():
         raise UserError(
-            f"{key}, but torch finds no GPU here: set RUNNER.DEVICE cpu and NUM_GPUS 0, or repair the driver."
+            f"NUM_GPUS is {cfg.NUM_GPUS}, but torch finds no GPU here: set it 0 for the CPU, or repair the driver."
+        )
+    if cfg.NUM_SHARDS > 1 and not distributed.started_by_torchrun():
+        raise UserError(
+            f"NUM_SHARDS is {cfg.NUM_SHARDS}: start the job with torchrun --nnodes {cfg.NUM_SHARDS} --node_rank "
+            f"{cfg.SHARD_ID} … on each machine, or set NUM_SHARDS 1."
         )
     if cfg.NUM_GPUS > 1 and not distributed.started_by_torchrun():
         raise UserError(
             f"NUM_GPUS is {cfg.NUM_GPUS}: start one process per GPU with torchrun --nproc_per_node {cfg.NUM_GPUS} "
             "tools/run_net.py --cfg …, or set NUM_GPUS 1."
         )
-    if wants_gpu or (cfg.RUNNER.DEVICE == "auto" and torch.cuda.is_available()):
+    if cfg.NUM_GPUS > 0:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine import distributed
 from distinit_plugin.engine.checkpoint import write_atomically
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
@@ -37,6 +38,11 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
             f"CORPUS: only ucf101 and hmdb51 have splits; the corpora here have the formats "
             f"{', '.join(sorted(formats)) or 'none'}. Use distinit run for them."
         )
+    if cfg.RUNNER.DRY_RUN or not cfg.TEST.ENABLE or distributed.started_by_torchrun():
+        raise UserError(
+            "Averaging over splits needs tests in one process: set TEST.ENABLE True and RUNNER.DRY_RUN False, and "
+            "start it without torchrun (distinit run does one split of a dry or distributed run)."
+        )
     results: dict[str, list[float]] = {name: [] for name in COLUMNS}
     rows = []
     for split in splits:
@@ -46,8 +52,7 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
         part.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"split_{split}")
         part.freeze()
         evaluation = run(part).evaluation
-        if evaluation is None:
-            raise UserError("TEST.ENABLE is False, so there is nothing to average: set it True.")
+        assert evaluation is not None
         metrics = evaluation.metrics()
         for name in COLUMNS:
             results[name].append(metrics[name])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import Evaluation, evaluate
-from distinit_plugin.errors import UserError
-from distinit_plugin.jobs.session import Session, open_session
-from distinit_plugin.types import Split
+from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.jobs.session import Session
+from distinit_plugin.types import Network, Split
 from distinit_plugin.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -19,23 +20,19 @@ logger = logging.getLogger(__name__)
 RESULTS_FOLDER = "test"
 
 
-def test(cfg: CfgNode) -> Evaluation:
-    """Test the checkpoint that a configuration names; results are also written to ``OUTPUT_DIR/test``.
+def test_in_session(session: Session) -> Evaluation:
+    """Test the checkpoint that the configuration names on CORPUS.TEST; results are also written to ``OUTPUT_DIR/test``.
 
     Raises:
         UserError: There is no checkpoint, or no labelled test video.
     """
-    with open_session(cfg) as session:
-        return test_in_session(session)
-
-
-def test_in_session(session: Session) -> Evaluation:
-    """The test loop on CORPUS.TEST."""
     cfg = session.cfg
     network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
-    report = load_weights(network, weights_to_test(cfg), strict=True)
-    logger.info("testing %s", report)
-    evaluation = evaluate_corpus(session, network, "test")
+    path = weights_to_test(cfg)
+    logger.info("testing %s", load_weights(network, path, strict=True))
+    session.place(network)
+    session.check_convolutions(network, network.view_specs("train"))
+    evaluation = evaluate_corpus(session, network, "test", saved_class_names(path))
     if distributed.is_main():
         evaluation.write(session.output_dir / RESULTS_FOLDER)
         metrics = evaluation.metrics()
@@ -65,10 +62,21 @@ def weights_to_test(cfg: CfgNode) -> Path:
     )
 
 
-def evaluate_corpus(session: Session, network: build.Network, split: Split) -> Evaluation:
-    """Score a network on labelled videos: one clip each for ``val``, the TEST node's clips for ``test``."""
+def evaluate_corpus(session: Session, network: Network, split: Split, known_classes: Sequence[str]) -> Evaluation:
+    """Score a network on labelled videos: one clip each for ``val``, the TEST node's clips for ``test``.
+
+    Args:
+        session: Where and how.
+        network: On the device.
+        split: Which corpora.
+        known_classes: Names of the network's classes; empty: not known.
+
+    Raises:
+        UserError: The corpora number their classes in another way, or a label is out of range.
+    """
     cfg = session.cfg
     videos = build.build_corpora(cfg, split, labeled=True)
+    check_same_classes(known_classes, videos.class_names or [], split)
     videos.check_labels(cfg.MODEL.NUM_CLASSES)
     specs = dict(network.view_specs(split))
     named = {f"student/{name}": spec for name, spec in specs.items()}
@@ -84,6 +92,32 @@ def evaluate_corpus(session: Session, network: build.Network, split: Split) -> E
         num_classes=cfg.MODEL.NUM_CLASSES,
         class_names=class_names_of(videos.class_names, cfg.MODEL.NUM_CLASSES),
         autocast=session.precision.autocast,
+    )
+
+
+def saved_class_names(path: str | Path) -> list[str]:
+    """The names of the classes that a checkpoint of this program was trained on; empty where they are not known."""
+    try:
+        own = checkpoint.load_checkpoint(path).get("distinit", {})
+    except WeightsError:  # weights of another layout
+        return []
+    return list(own.get("class_names", []))
+
+
+def check_same_classes(known: Sequence[str], found: Sequence[str], split: Split) -> None:
+    """Refuse corpora whose label numbers mean other classes (a test folder that lacks one class, for example).
+
+    Raises:
+        UserError: Both lists of names are known and differ.
+    """
+    if not known or not found or list(known) == list(found):
+        return
+    place = next((i for i, (a, b) in enumerate(zip(known, found, strict=False)) if a != b), min(len(known), len(found)))
+    names = [names[place] if place < len(names) else "missing" for names in (known, found)]
+    raise UserError(
+        f"CORPUS.{build.CORPUS_KEYS[split]}: its classes are not those of the training: class {place} was "
+        f"'{names[0]}' and is '{names[1]}' here ({len(known)} and {len(found)} classes). Give all corpora the same "
+        "CLASSES file."
     )
 
 

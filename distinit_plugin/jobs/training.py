@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distinit_plugin import build
-from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.load import parse_cfg
+from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.data.bad import BadVideoLog
 from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.engine import checkpoint, distributed, meters
@@ -23,8 +25,8 @@ from distinit_plugin.engine.progress import open_progress
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
 from distinit_plugin.errors import UserError
-from distinit_plugin.jobs.session import Session, open_session
-from distinit_plugin.jobs.testing import class_names_of, evaluate_corpus
+from distinit_plugin.jobs.session import Session
+from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network
 from distinit_plugin.video.corpus import Mixture
@@ -33,23 +35,39 @@ logger = logging.getLogger(__name__)
 
 BAD_VIDEOS_FILE = "bad_videos.csv"
 
+HARMLESS = (
+    "CORPUS.INDEX_CACHE",
+    "DATA_LOADER.",
+    "LOG_",
+    "OUTPUT_DIR",
+    "RUNNER.DRY_RUN",
+    "RUNNER.NUM_THREADS",
+    "RUNNER.PROGRESS",
+    "TENSORBOARD.",
+    "TEST.",
+    "TRAIN.AUTO_RESUME",
+    "TRAIN.CHECKPOINT_PERIOD",
+)
+"""Keys that a continued run may change: they decide nothing about its weights."""
 
-def train(cfg: CfgNode) -> TrainResult:
-    """Train what a configuration describes; checkpoints and logs go to OUTPUT_DIR.
+
+def train_in_session(session: Session) -> TrainResult:
+    """Build everything, continue where an earlier run stopped, train to the end.
+
+    Checkpoints and logs go to OUTPUT_DIR.
 
     Raises:
         UserError: Anything that the user can put right.
     """
-    with open_session(cfg) as session:
-        return train_in_session(session)
-
-
-def train_in_session(session: Session) -> TrainResult:
-    """Build everything, continue where an earlier run stopped, train to the end."""
-    if distributed.is_main():  # the ranks would take the file that is tried from each other
+    if distributed.is_main():
         check_writable(session.output_dir)
-    result = build_trainer(session).train()
-    distributed.barrier()  # who goes on to the test must find the last checkpoint, which the main rank writes
+    _refuse_other_run(session)
+    trainer = build_trainer(session)
+    try:
+        result = trainer.train()
+    finally:
+        trainer.close()
+    distributed.barrier()  # the main rank has written the last checkpoint, which all ranks may test now
     return result
 
 
@@ -95,7 +113,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         precision=session.precision,
         bad_log=bad_log,
         config_text=cfg.dump(),
-        class_names=class_names_of(videos.class_names, cfg.MODEL.NUM_CLASSES) if videos.labeled else [],
+        class_names=videos.class_names or [],
     )
     if saves:
         _resume(session, state)
@@ -111,7 +129,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         checkpointer=Checkpointer(session.output_dir, keep=cfg.RUNNER.KEEP_CHECKPOINTS) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
         progress=open_progress(session.log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main()),
-        validate=_validation(session, objective, student, teachers),
+        validate=_validation(session, objective, student, teachers, state.class_names),
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
         scalars=_scalars(session) if saves else None,
         no_sync=no_sync,
@@ -152,11 +170,45 @@ def _resume(session: Session, state: RunState) -> None:
     found = checkpoint.newest_state(session.output_dir / checkpoint.FOLDER) if cfg.TRAIN.AUTO_RESUME else None
     if found is not None:
         path, saved = found
+        _warn_of_changes(cfg, saved.get("cfg", ""), path)
         state.load_state_dict(saved, session.device)
         logger.info("continuing from %s (epoch %d)", path, state.epoch)
     elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         state.load_state_dict(checkpoint.load_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH), session.device)
         logger.info("continuing from %s (epoch %d)", cfg.TRAIN.CHECKPOINT_FILE_PATH, state.epoch)
+
+
+def _refuse_other_run(session: Session) -> None:
+    """A new run beside old checkpoints would be tested, pruned and resumed as if it were the old one."""
+    folder = session.output_dir / checkpoint.FOLDER
+    if not session.cfg.TRAIN.AUTO_RESUME and checkpoint.epoch_files(folder):
+        raise UserError(
+            f"{folder} holds checkpoints of an earlier run and TRAIN.AUTO_RESUME is False: name another OUTPUT_DIR, "
+            "remove them, or set TRAIN.AUTO_RESUME True to continue that run."
+        )
+
+
+def _warn_of_changes(cfg: CfgNode, saved_text: str, path: Path) -> None:
+    """Name the keys that decide the result and differ from those that the run started with."""
+    saved, _ = parse_cfg(saved_text, f"the configuration in {path}", check=False)
+    before, now = ({key: _value(node, key) for key in leaf_keys(node)} for node in (saved, cfg))
+    changed = [
+        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(HARMLESS)
+    ]
+    if changed:
+        logger.warning(
+            "continuing a run that was started with other values (%s); name another OUTPUT_DIR for a new run",
+            "; ".join(changed),
+        )
+
+
+def _value(node: CfgNode, key: str) -> Any:
+    value: Any = node
+    for part in key.split("."):
+        value = value[part]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _log_model(session: Session, objective: Objective) -> None:
@@ -185,7 +237,11 @@ def _wrap(session: Session, objective: Objective) -> Callable[[], AbstractContex
 
 
 def _validation(
-    session: Session, objective: Objective, student: Network, teachers: Mapping[str, Network]
+    session: Session,
+    objective: Objective,
+    student: Network,
+    teachers: Mapping[str, Network],
+    known_classes: list[str],
 ) -> Callable[[], Mapping[str, float]] | None:
     """Accuracy of the classifier where there is one, else the objective's terms; ``None`` without CORPUS.VAL."""
     cfg = session.cfg
@@ -195,7 +251,7 @@ def _validation(
 
         def accuracy() -> dict[str, float]:
             distributed.share_buffers(objective.trainable)
-            evaluation = evaluate_corpus(session, student, "val")
+            evaluation = evaluate_corpus(session, student, "val", known_classes)
             return {"loss": evaluation.clip_loss, "top1": evaluation.top_k(1), "top5": evaluation.top_k(5)}
 
         return accuracy
