@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
@@ -147,7 +148,7 @@ class Merger:
             self.problems.append(f"{source}: KEY VALUE pairs are expected, but '{last}' is left over.{hint}")
             return
         for key, value in zip(words[0::2], words[1::2], strict=True):
-            nested: Any = value
+            nested: Any = os.fspath(value) if isinstance(value, os.PathLike) else value
             for part in reversed(str(key).split(".")):
                 nested = {part: nested}
             self._merge(nested, self._root, "")
