@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import Finish
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
+from distinit_plugin.engine.optim import set_lr
 from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
 from distinit_plugin.engine.state import Checkpointer, RunState
 from distinit_plugin.objectives import combine_counts
@@ -266,8 +267,7 @@ class Trainer:
         """
         objective, precision, optimizer = self.state.objective, self.state.precision, self.state.optimizer
         self._lr = self.state.schedule.lr(self.step, self.steps_per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = self._lr
+        set_lr(optimizer, self._lr)
         with precision.autocast():
             prepared = [objective.prepare(self.finish(batch), self._targets(batch)) for batch in micro_batches]
         counts = combine_counts(prepared, distributed.world_size(), distributed.all_reduce_sum)
