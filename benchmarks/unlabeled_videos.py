@@ -52,6 +52,9 @@ def configuration(videos: str, teacher: str, options: list[str]) -> CfgNode:
         "SOLVER.WARMUP_START_LR": 1e-4,
         "SOLVER.MAX_EPOCH": 5,
         "TEST.NUM_ENSEMBLE_VIEWS": PROBE_CLIPS,
+        # So few steps leave the running averages of batch norm far behind the weights.
+        "BN.USE_PRECISE_STATS": True,
+        "BN.NUM_BATCHES_PRECISE": 20,
     }
     base = "configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml"
     return load_cfg(base, [word for pair in pairs.items() for word in pair] + options)[0]
