@@ -107,6 +107,11 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         ) from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """``write_atomically`` for text, in UTF-8; names of files need not be valid in it and still find their file."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
 def _flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut; some file systems do not offer it for folders."""
     try:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.checkpoint import write_atomically, write_text
 from distinit_plugin.engine.meters import MeanMeter, term_key
 from distinit_plugin.errors import UserError
 from distinit_plugin.objectives import Objective
@@ -138,7 +138,7 @@ class Evaluation:
             "scores": self.scores[used],
             "class_names": np.array(self.class_names, dtype=np.str_),
         }
-        _write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
         _write_csv(folder / "videos.csv", self._video_rows())
         header = ["label \\ predicted", *self.class_names]
@@ -161,12 +161,7 @@ class Evaluation:
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    _write_text(path, text.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    # surrogateescape: names of files need not be valid UTF-8, and must still find their file again.
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    write_text(path, text.getvalue())
 
 
 class _Sums:

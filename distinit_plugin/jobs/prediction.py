@@ -66,7 +66,7 @@ def predict(
         for path in paths:
             listing.add(path)
         videos = Mixture([Corpus("videos", listing)])
-        named = {f"student/{name}": spec for name, spec in specs.items()}
+        named = build.view_specs(network, {}, "test")
         dataset = build.build_dataset(cfg, videos, named, "test", keep_index=False)
         evaluation = evaluate(
             session.place(network),

@@ -11,7 +11,7 @@ from torch import Tensor
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.probes import Features, extract_features, knn_accuracy, linear_probe
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
@@ -68,7 +68,7 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
             num_test=len(test_labels),
         )
         text = json.dumps(asdict(result), indent=2) + "\n"
-        write_atomically(session.output_dir / RESULTS_FILE, lambda file: file.write(text.encode()))
+        write_text(session.output_dir / RESULTS_FILE, text)
         row = Row(session.output_dir.name, {f"{neighbors}-NN": result.knn, "linear probe": result.linear})
         session.log.console.print(
             terminal_table([row], title=f"{result.num_test} test videos, %", first="frozen features")
@@ -81,7 +81,7 @@ def _features(session: Session, network: Network, split: Split) -> Features:
     cfg = session.cfg
     specs = dict(network.view_specs("test"))
     videos = build.build_corpora(cfg, split, labeled=True)
-    dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "test")
+    dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, "test"), "test")
     loader = build.build_test_loader(cfg, dataset)
     return extract_features(
         session.place(network), loader, finish=session.finisher(specs), autocast=session.precision.autocast

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
@@ -59,6 +59,6 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
         rows.append(Row(f"split {split}", {title: metrics[name] for name, title in COLUMNS.items()}))
     rows.append(Row("mean", {title: results[name] for name, title in COLUMNS.items()}))
     text = json.dumps({"splits": list(splits), **results}, indent=2) + "\n"
-    write_atomically(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, lambda file: file.write(text.encode()))
+    write_text(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, text)
     Console().print(terminal_table(rows, title="test videos, %", first=Path(cfg.OUTPUT_DIR).name))
     return results

@@ -79,8 +79,7 @@ def evaluate_corpus(session: Session, network: Network, split: Split, known_clas
     check_same_classes(known_classes, videos.class_names or [], split)
     videos.check_labels(cfg.MODEL.NUM_CLASSES)
     specs = dict(network.view_specs(split))
-    named = {f"student/{name}": spec for name, spec in specs.items()}
-    dataset = build.build_dataset(cfg, videos, named, split)
+    dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, split), split)
     num_crops = cfg.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
     records = list(videos)
     return evaluate(

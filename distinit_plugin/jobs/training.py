@@ -271,7 +271,7 @@ def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Net
     """Recompute BN statistics on the first training clips of the coming epoch."""
     cfg = session.cfg
     specs = dict(student.view_specs("train"))
-    dataset = build.build_dataset(cfg, videos, {f"student/{name}": spec for name, spec in specs.items()}, "train")
+    dataset = build.build_dataset(cfg, videos, build.view_specs(student, {}, "train"), "train")
     sampler: ClipSampler = build.build_train_sampler(cfg, videos)
     finish = session.finisher(specs)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.losses import entropy
+from distinit_plugin.losses import entropy, full_precision
 from distinit_plugin.objectives.adapters import layer_output, match_grid, no_classifier, tapped_layers
 from distinit_plugin.objectives.terms import STUDENT, Term, check_choice, check_terms
 from distinit_plugin.types import ModelOutput, Network, StepOutput
@@ -229,13 +229,12 @@ class Objective:
         return StepOutput(loss, terms, report, prepared.num_examples)
 
     def _run_teacher(self, name: str, views: Mapping[str, Tensor]) -> ModelOutput:
-        with torch.inference_mode():
+        with torch.no_grad():  # a frozen teacher runs in inference mode by itself and gives ordinary tensors
             output: ModelOutput = self.teachers[name](_views_of(name, views), taps=self._teacher_taps[name])
-        # Copied outside of inference mode: autograd refuses to save inference tensors for the backward pass.
         return ModelOutput(
-            logits=None if output.logits is None else _copy(output.logits),
-            features=None if output.features is None else _copy(output.features),
-            taps={layer: _copy(output.taps[layer]) for layer in self._teacher_taps[name]},
+            logits=None if output.logits is None else full_precision(output.logits),
+            features=None if output.features is None else full_precision(output.features),
+            taps={layer: full_precision(output.taps[layer]) for layer in self._teacher_taps[name]},
         )
 
 
@@ -252,10 +251,6 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """
     top = logits.detach().topk(min(k, logits.shape[1]), dim=1).indices
     return (top == labels.view(-1, 1)).any(1).to(torch.float32).mean()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
 def _views_of(consumer: str, views: Mapping[str, Tensor]) -> dict[str, Tensor]:

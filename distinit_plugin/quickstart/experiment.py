@@ -22,7 +22,7 @@ from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.engine import checkpoint
-from distinit_plugin.engine.checkpoint import write_atomically
+from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.results import Row, markdown_table, terminal_table
 from distinit_plugin.errors import UserError
@@ -217,9 +217,9 @@ class Quickstart:
     def _write(self, rows: list[Row], scores: Mapping[str, list[float]], seconds: float) -> None:
         results: dict[str, Any] = {"top1": dict(scores), "seeds": list(self._seeds), "seconds": round(seconds, 1)}
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(self.folder / RESULTS_JSON, lambda file: file.write(text.encode()))
+        write_text(self.folder / RESULTS_JSON, text)
         table = markdown_table(rows, first="test top-1, %")
-        write_atomically(self.folder / RESULTS_MARKDOWN, lambda file: file.write(table.encode()))
+        write_text(self.folder / RESULTS_MARKDOWN, table)
 
     def _draw(self, variants: Sequence[Variant]) -> None:
         """Curves of the pre-trainings, and of the first seed of every fine-tuning."""
