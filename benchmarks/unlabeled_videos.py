@@ -40,21 +40,23 @@ def configuration(videos: str, teacher: str, options: list[str]) -> CfgNode:
         f"DISTILL.TEACHERS.{TEACHER}.ARCH": "torchvision/squeezenet1_0",
         f"DISTILL.TEACHERS.{TEACHER}.WEIGHTS": teacher,
         "NUM_GPUS": 0,
-        "TRAIN.BATCH_SIZE": 5,
+        "TRAIN.BATCH_SIZE": 16,
         "RUNNER.ACCUMULATE": 1,
         "DATA_LOADER.NUM_WORKERS": 1,
         "LOG_PERIOD": 4,
-        "RUNNER.CLIPS_PER_EPOCH": 100,
-        "SOLVER.OPTIMIZING_METHOD": "adamw",
-        "SOLVER.BASE_LR": 1e-3,
+        # One epoch: BN statistics are recomputed at the end of each.
+        "RUNNER.CLIPS_PER_EPOCH": 768,
+        "RUNNER.SCHEDULE_UNIT": "step",
+        "SOLVER.MAX_EPOCH": 48,
+        "SOLVER.OPTIMIZING_METHOD": "sgd",
+        "SOLVER.BASE_LR": 0.1,
         "SOLVER.LR_POLICY": "cosine",
-        "SOLVER.WARMUP_EPOCHS": 0.2,
-        "SOLVER.WARMUP_START_LR": 1e-4,
-        "SOLVER.MAX_EPOCH": 5,
+        "SOLVER.WARMUP_EPOCHS": 5,
+        "SOLVER.WARMUP_START_LR": 0.02,
         "TEST.NUM_ENSEMBLE_VIEWS": PROBE_CLIPS,
         # So few steps leave the running averages of batch norm far behind the weights.
         "BN.USE_PRECISE_STATS": True,
-        "BN.NUM_BATCHES_PRECISE": 20,
+        "BN.NUM_BATCHES_PRECISE": 6,
     }
     base = "configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml"
     return load_cfg(base, [word for pair in pairs.items() for word in pair] + options)[0]
