@@ -6,6 +6,7 @@ variables; nothing here launches any.
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,8 @@ from distinit_plugin.errors import UserError
 
 DEFAULT_TIMEOUT = 1800.0
 """Seconds that a rank waits for the others."""
+
+_times_joined = itertools.count()
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -51,11 +54,14 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    wait = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-        )
-    except (dist.DistError, ValueError) as error:
+        store, number, size = next(dist.rendezvous("env://", timeout=wait))
+        # A process that joins a second time must not read the addresses of the first time.
+        store = dist.PrefixStore(f"distinit/{next(_times_joined)}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=wait)
+    except (RuntimeError, ValueError) as error:
         raise UserError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the job at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all "

@@ -96,8 +96,6 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         session.place(teacher)
     objective = build.build_objective(cfg, student, teachers)
     objective.trainable.to(session.device)
-    if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(objective.trainable)  # in place, with the same parameters and names
     session.check_convolutions(student, student.view_specs("train"))
     specs = build.view_specs(student, teachers, "train")
     videos = build.build_corpora(cfg, "train")
@@ -235,13 +233,15 @@ def _log_model(session: Session, objective: Objective) -> None:
 def _wrap(
     session: Session, objective: Objective, specs: Mapping[str, ViewSpec]
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """Compile and distribute the trainable where asked; returns DDP's ``no_sync``.
+    """Synchronise batch norm, compile and distribute the trainable where asked; returns DDP's ``no_sync``.
 
     Args:
         session: Where and how.
         objective: On the device.
         specs: The student's training views by its own names.
     """
+    if session.cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(objective.trainable)  # in place, with the same parameters and names
     if session.cfg.RUNNER.COMPILE:
         objective.wrap(lambda module: torch.compile(module))  # type: ignore[arg-type, return-value]
     if distributed.world_size() == 1:
