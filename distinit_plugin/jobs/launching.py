@@ -40,7 +40,7 @@ RETRY_SECONDS = 0.5
 """Between two attempts to reach shard 0."""
 
 _LOUD = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
-"""Loggers of the launcher, which report a failed rank with tracebacks of their own."""
+"""Loggers of the launcher (and those below them), which report a failed rank with tracebacks of their own."""
 
 Job = Callable[[CfgNode], Any]
 
@@ -67,7 +67,7 @@ def launch(cfg: CfgNode, job: Job) -> Any:
     with tempfile.TemporaryDirectory(prefix="distinit_ranks_") as folder, _quiet(), _same_signal_handlers():
         run = elastic_launch(_launch_config(cfg, folder), _run_rank)
         try:
-            results = run(job, cfg, folder)
+            results = run(job, cfg, folder, os.getpid())
         except ChildFailedError as error:
             raise _explain_failure(*error.get_first_failure(), Path(folder)) from None
         except SignalException as error:
@@ -132,8 +132,10 @@ def _launch_config(cfg: CfgNode, folder: str) -> LaunchConfig:
     )
 
 
-def _run_rank(job: Job, cfg: CfgNode, folder: str) -> Any:
+def _run_rank(job: Job, cfg: CfgNode, folder: str, launcher: int) -> Any:
     """What each process does; only the first on this machine returns something."""
+    if os.getppid() != launcher:  # it was killed meanwhile; from here on torch ends this process with it
+        raise SystemExit(1)
     if not cfg.RUNNER.NUM_THREADS and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _num_local_ranks(cfg)))
     try:
@@ -186,7 +188,8 @@ def _explain_meeting(cfg: CfgNode, error: Exception) -> UserError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _LOUD]
+    names = {*_LOUD, *(name for name in logging.root.manager.loggerDict if name.startswith(_LOUD))}
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
