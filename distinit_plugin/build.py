@@ -336,7 +336,7 @@ def build_test_loader(cfg: CfgNode, dataset: ClipDataset, *, num_crops: int = 1)
     return build_loader(
         dataset,
         sampler,
-        cfg.TEST.BATCH_SIZE,
+        max(1, cfg.TEST.BATCH_SIZE // distributed.local_world_size()),
         num_workers=cfg.DATA_LOADER.NUM_WORKERS,
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
     )

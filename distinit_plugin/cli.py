@@ -64,7 +64,8 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
     try:
         return int(module.run(parsed))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,6 +74,15 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
         # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _speaks() -> bool:
+    """Whether this process prints its error: not where another rank of its job has already done so."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from distinit_plugin.engine.failure import speaks  # imports torch
+
+    return speaks()
 
 
 def run_tool(name: str) -> None:

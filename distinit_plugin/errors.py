@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SAME_ON_ALL_RANKS = {"same_on_all_ranks": True}
+"""``extra`` of a warning that all ranks of a job give alike: it is shown for the first of them only."""
+
 
 class UserError(Exception):
     """Something the user gave is wrong. The command line prints the text alone, without a traceback."""

@@ -78,12 +78,6 @@ def test_a_continued_run_names_the_values_that_differ(videos, trained, tmp_path)
     assert "OUTPUT_DIR:" not in warning
 
 
-def test_a_job_on_several_machines_needs_torchrun(videos, tmp_path, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="NUM_SHARDS is 2: start the job with torchrun --nnodes 2 --node_rank 1"):
-        run(small_cfg(videos, tmp_path / "run", **labelled(videos, TRAIN="train"), NUM_SHARDS=2, SHARD_ID=1))
-
-
 def test_the_home_folder_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     cfg, _ = load_cfg("configs/DistInit/table1_res3d18_scratch.yaml", ["OUTPUT_DIR", "~/runs/mine"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from distinit_plugin.config.load import load_cfg
@@ -33,7 +34,7 @@ def load_from_arguments(arguments: argparse.Namespace, extra: list[str] | None =
     """
     files, pairs = _split_pairs(arguments.cfg_files)
     cfg, warnings = load_cfg(files, [*pairs, *arguments.opts, *(extra or [])])
-    for warning in warnings:
+    for warning in warnings if os.environ.get("RANK", "0") == "0" else ():  # torchrun's other ranks have the same
         print(f"warning: {warning}", file=sys.stderr)
     return cfg
 

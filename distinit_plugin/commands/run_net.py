@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print shapes, cost and expected duration, then stop")
     parser.add_argument("--num_shards", type=int, help="machines in the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", type=int, help="number of this machine (SHARD_ID)")
+    parser.add_argument("--init_method", help="where they meet: tcp://ADDRESS:PORT of machine 0 (RUNNER.INIT_METHOD)")
     add_config_arguments(parser)
 
 
@@ -20,10 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
     extra: list[str] = []
     if arguments.dry_run:
         extra += ["RUNNER.DRY_RUN", "True"]
-    if arguments.num_shards is not None:
-        extra += ["NUM_SHARDS", str(arguments.num_shards)]
-    if arguments.shard_id is not None:
-        extra += ["SHARD_ID", str(arguments.shard_id)]
+    flags = {"NUM_SHARDS": "num_shards", "SHARD_ID": "shard_id", "RUNNER.INIT_METHOD": "init_method"}
+    for key, flag in flags.items():
+        if getattr(arguments, flag) is not None:
+            extra += [key, str(getattr(arguments, flag))]
     cfg = load_from_arguments(arguments, extra)
 
     from distinit_plugin.jobs.running import run as run_job  # imports torch: only once the configuration is right

@@ -15,8 +15,8 @@ _C = CfgNode()
 # ---------------------------------------------------------------------------------------------- PySlowFast's nodes
 _C.OUTPUT_DIR = "./runs/default"  # folder for checkpoints, logs and results; made if missing
 _C.RNG_SEED = 0  # seed of weights, sampling and augmentation; integer ≥ 0
-_C.NUM_GPUS = 0  # accelerators on this machine; 0: CPU
-_C.NUM_SHARDS = 1  # machines in the job
+_C.NUM_GPUS = 0  # accelerators of each machine, one process each; 0: CPU (RUNNER.CPU_RANKS processes)
+_C.NUM_SHARDS = 1  # machines in the job; with several, RUNNER.INIT_METHOD says where they meet
 _C.SHARD_ID = 0  # number of this machine, 0 … NUM_SHARDS − 1
 _C.LOG_PERIOD = 10  # optimizer steps between two log lines; ≥ 1
 _C.LOG_MODEL_INFO = True  # print parameters and terms at start
@@ -68,6 +68,7 @@ _C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18 or 34
 _C.BN = CfgNode()
 _C.BN.USE_PRECISE_STATS = False  # recompute BN statistics before validation, test and checkpoint
 _C.BN.NUM_BATCHES_PRECISE = 200  # batches used for that
+_C.BN.NORM_TYPE = "batchnorm"  # batchnorm: each rank's own statistics; sync_batchnorm: those of all ranks (GPUs only)
 _C.BN.WEIGHT_DECAY = 0.0  # weight decay of BN parameters; -1: same as SOLVER.WEIGHT_DECAY
 
 _C.SOLVER = CfgNode()
@@ -173,7 +174,13 @@ _C.RUNNER.FLUSH_DENORMALS = True  # treat denormal floats as zero (decides the s
 _C.RUNNER.KEEP_MEMORY = True  # on CPUs: keep freed memory for the next step (up to twice as fast; holds the peak)
 _C.RUNNER.DETERMINISTIC = False  # exact reproduction: fp32, deterministic algorithms
 _C.RUNNER.DRY_RUN = False  # print shapes, parameters, GMACs, memory, clips/s and the expected duration, then stop
-_C.RUNNER.NUM_THREADS = 0  # CPU threads per rank; 0: torch's default
+_C.RUNNER.NUM_THREADS = (
+    0  # CPU threads per rank; 0: torch's default, or a fair share of the cores where ranks are started
+)
+_C.RUNNER.CPU_RANKS = 1  # processes that share the job on each machine's CPU (with NUM_GPUS 0); ≥ 1
+_C.RUNNER.INIT_METHOD = ""  # tcp://ADDRESS:PORT of shard 0, where the shards meet; empty: one shard, on a free port
+_C.RUNNER.JOIN_TIMEOUT = 600.0  # seconds that the shards wait for one another at the start; ≥ 1
+_C.RUNNER.COLLECTIVE_TIMEOUT = 1800.0  # seconds that a rank waits for the others (for a checkpoint, too) at most; ≥ 1
 _C.RUNNER.PLATEAU_PATIENCE = 2  # plateau policy: epochs without a lower validation (else training) loss before a drop
 _C.RUNNER.PLATEAU_FACTOR = 0.1  # by this factor
 _C.RUNNER.KEEP_CHECKPOINTS = 0  # newest epoch checkpoints to keep; 0: all

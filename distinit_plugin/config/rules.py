@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,6 +85,17 @@ def items(rule: Rule, length: int | None = None) -> Rule:
     )
 
 
+def address() -> Rule:
+    """``tcp://ADDRESS:PORT`` or empty; an IPv6 address stands in brackets."""
+    shape = re.compile(r"tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+    def accepts(value: str) -> bool:
+        found = shape.fullmatch(value)
+        return value == "" or (found is not None and 0 < int(found[2]) < 1 << 16)
+
+    return Rule("tcp://ADDRESS:PORT (a port from 1 to 65535), or empty", accepts)
+
+
 def network_name() -> Rule:
     """A network of this package, a registered one, or one of another package by ``package/NAME``."""
 
@@ -146,6 +158,7 @@ RULES: dict[str, Rule] = {
     "MODEL.NUM_CLASSES": _COUNT,
     "MODEL.DROPOUT_RATE": _FRACTION,
     "BN.NUM_BATCHES_PRECISE": _COUNT,
+    "BN.NORM_TYPE": one_of("batchnorm", "sync_batchnorm"),
     "BN.WEIGHT_DECAY": number_or(-1, "the same as SOLVER.WEIGHT_DECAY", _FROM_ZERO),
     "SOLVER.OPTIMIZING_METHOD": one_of("sgd", "adamw"),
     "SOLVER.BASE_LR": number(above=0),
@@ -184,6 +197,10 @@ RULES: dict[str, Rule] = {
     "RUNNER.PRECISION": one_of("auto", "fp32", "bf16", "fp16"),
     "RUNNER.CHANNELS_LAST": one_of("auto", "on", "off"),
     "RUNNER.NUM_THREADS": _FROM_ZERO,
+    "RUNNER.CPU_RANKS": _COUNT,
+    "RUNNER.INIT_METHOD": address(),
+    "RUNNER.JOIN_TIMEOUT": number(least=1),
+    "RUNNER.COLLECTIVE_TIMEOUT": number(least=1),
     "RUNNER.PLATEAU_PATIENCE": _COUNT,
     "RUNNER.PLATEAU_FACTOR": number(above=0, below=1),
     "RUNNER.KEEP_CHECKPOINTS": _FROM_ZERO,

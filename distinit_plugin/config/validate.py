@@ -98,18 +98,24 @@ def _finite(value: Any) -> bool:
 
 # ------------------------------------------------------------------------------------------- rules over several keys
 def _machines(cfg: CfgNode) -> Problems:
-    gpus, accumulate = max(1, cfg.NUM_GPUS), cfg.RUNNER.ACCUMULATE
+    ranks, accumulate = cfg.NUM_GPUS or cfg.RUNNER.CPU_RANKS, cfg.RUNNER.ACCUMULATE
+    source = "NUM_GPUS" if cfg.NUM_GPUS else "RUNNER.CPU_RANKS"
+    if cfg.NUM_GPUS and cfg.RUNNER.CPU_RANKS > 1:
+        yield (
+            f"RUNNER.CPU_RANKS: {cfg.RUNNER.CPU_RANKS} with NUM_GPUS {cfg.NUM_GPUS}, but on GPUs there is one process "
+            "for each. Set RUNNER.CPU_RANKS 1, or NUM_GPUS 0."
+        )
     if cfg.SHARD_ID >= cfg.NUM_SHARDS:
         yield f"SHARD_ID: {cfg.SHARD_ID} is not allowed. Allowed: 0 … {cfg.NUM_SHARDS - 1} (NUM_SHARDS − 1)."
-    if cfg.TRAIN.BATCH_SIZE % (gpus * accumulate):
+    if cfg.TRAIN.BATCH_SIZE % (ranks * accumulate):
         yield (
-            f"TRAIN.BATCH_SIZE: {cfg.TRAIN.BATCH_SIZE} clips cannot be shared by {gpus} device(s) (NUM_GPUS) in "
-            f"{accumulate} part(s) (RUNNER.ACCUMULATE). Use a multiple of {gpus * accumulate}."
+            f"TRAIN.BATCH_SIZE: {cfg.TRAIN.BATCH_SIZE} clips cannot be shared by {ranks} rank(s) ({source}) in "
+            f"{accumulate} part(s) (RUNNER.ACCUMULATE). Use a multiple of {ranks * accumulate}."
         )
-    if cfg.TEST.BATCH_SIZE % gpus:
+    if cfg.TEST.BATCH_SIZE % ranks:
         yield (
-            f"TEST.BATCH_SIZE: {cfg.TEST.BATCH_SIZE} clips cannot be shared by {gpus} devices (NUM_GPUS). "
-            f"Use a multiple of {gpus}."
+            f"TEST.BATCH_SIZE: {cfg.TEST.BATCH_SIZE} clips cannot be shared by {ranks} ranks ({source}). "
+            f"Use a multiple of {ranks}."
         )
 
 
@@ -117,6 +123,11 @@ def _hardware(cfg: CfgNode) -> Problems:
     precision, on_cpu = cfg.RUNNER.PRECISION, cfg.NUM_GPUS == 0
     if precision == "fp16" and on_cpu:
         yield "RUNNER.PRECISION: fp16 works on a GPU only, this job runs on the CPU. Use auto, bf16 or fp32."
+    if cfg.BN.NORM_TYPE == "sync_batchnorm" and on_cpu:
+        yield (
+            "BN.NORM_TYPE: sync_batchnorm works on GPUs only (torch has no CPU version), this job runs on the CPU. "
+            "Use batchnorm: each rank then takes the statistics of its own clips."
+        )
     if cfg.TRAIN.MIXED_PRECISION and precision in ("fp32", "bf16"):
         yield f"TRAIN.MIXED_PRECISION: True means fp16, but RUNNER.PRECISION is {precision}. Keep one of the two."
     if cfg.TRAIN.MIXED_PRECISION and on_cpu:
@@ -295,8 +306,8 @@ def _corpus(where: str, entry: CfgNode, needs_labels: str) -> Problems:
 
 
 _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
-    (_machines, ("NUM_", "SHARD_ID", "TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE", "RUNNER.ACCUMULATE")),
-    (_hardware, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION")),
+    (_machines, ("NUM_", "SHARD_ID", "TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE", "RUNNER.ACCUMULATE", "RUNNER.CPU_RANKS")),
+    (_hardware, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION", "BN.NORM_TYPE")),
     (_schedule, ("SOLVER.", "TRAIN.EVAL_PERIOD", "RUNNER.SCHEDULE_UNIT")),
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
 
 FORMAT_VERSION = 1
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
@@ -176,7 +176,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
         reason = damage(path)
         if reason is None:
             return path
-        logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+        logger.warning("passing over the damaged checkpoint %s (%s)", path, reason, extra=SAME_ON_ALL_RANKS)
     return None
 
 
@@ -193,7 +193,7 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         reason = damage(path)
         if reason is not None:
-            logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+            logger.warning("passing over the damaged checkpoint %s (%s)", path, reason, extra=SAME_ON_ALL_RANKS)
             continue
         state = load_checkpoint(path)
         if best is None or _steps_done(state) >= _steps_done(best[1]):

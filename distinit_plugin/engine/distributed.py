@@ -1,11 +1,14 @@
 """Ranks of one job, with helpers that are also right on one process.
 
-Processes are started by torchrun (or anything that sets its environment variables); nothing here launches any.
+Processes are started by torchrun, by ``jobs/launching.py``, or by anything else that sets torchrun's environment
+variables; nothing here launches any.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+
+DEFAULT_TIMEOUT = 1800.0
+"""Seconds that a rank waits for the others."""
+
+_times_joined = itertools.count()
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -22,17 +30,19 @@ def started_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def start(device_type: str) -> bool:
+def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
     """Join the job that the environment describes; does nothing outside of one.
 
     Args:
-        device_type: ``cuda`` joins with nccl and takes the GPU of the local rank; anything else joins with gloo.
+        device_type: ``cuda`` joins with nccl (and gloo for tensors on the CPU) and takes the GPU of the local rank;
+            anything else joins with gloo.
+        timeout: Seconds that a rank waits for the others, to join and in each collective.
 
     Returns:
         True when a process group was started here, and ``stop`` should be called at the end.
 
     Raises:
-        UserError: The environment names a rank but lacks other variables of torchrun.
+        UserError: The environment names a rank but lacks other variables of torchrun, or the others do not answer.
     """
     if not started_by_torchrun() or dist.is_initialized():
         return False
@@ -44,7 +54,19 @@ def start(device_type: str) -> bool:
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    wait = timedelta(seconds=timeout)
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=wait))
+        # A process that joins a second time must not read the addresses of the first time.
+        store = dist.PrefixStore(f"distinit/{next(_times_joined)}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=wait)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the job at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all "
+            "ranks are started and can reach that address."
+        ) from error
     return True
 
 
@@ -71,6 +93,11 @@ def world_size() -> int:
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _active() else 0
+
+
+def local_world_size() -> int:
+    """Processes of the job on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _active() else 1
 
 
 def is_main() -> bool:

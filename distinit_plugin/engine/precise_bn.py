@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distinit_plugin.engine import distributed
+
 
 class _Moments:
     """Sums over everything that a layer has seen: count, Σx and Σx² per channel, and what it was before."""
@@ -32,10 +34,12 @@ class _Moments:
         buffers = dict(self.layer.named_buffers(recurse=False))
         mean, variance = buffers["running_mean"].double(), buffers["running_var"].double()
         count = inputs[0].numel() // inputs[0].shape[1]
+        # The buffer holds the unbiased variance (÷ (n − 1)); a synchronised layer's is over all ranks, which have
+        # equally many clips.
+        number = count * (distributed.world_size() if isinstance(self.layer, nn.SyncBatchNorm) else 1)
         self._count += count
         self._total += count * mean
-        # The buffer holds the unbiased variance (÷ (n − 1)).
-        self._squares += (count - 1) * variance + count * mean.square()
+        self._squares += count * (variance * (number - 1) / number + mean.square())
 
     def restore(self) -> None:
         """Put the layer back to what it was."""

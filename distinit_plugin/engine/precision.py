@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distinit_plugin.engine.optim import clip_gradients
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
 from distinit_plugin.registry import near_matches
 
 logger = logging.getLogger(__name__)
@@ -123,9 +123,14 @@ def set_flush_denormals(enabled: bool) -> bool:
     tiny = torch.full(((1 << 15) * max(2, torch.get_num_threads()),), 1e-40)
     flushed = bool((tiny * 0.5 == 0).all())
     if enabled and not supported:
-        logger.warning("this CPU cannot flush denormals: training may be several times slower near zero")
+        logger.warning(
+            "this CPU cannot flush denormals: training may be several times slower near zero", extra=SAME_ON_ALL_RANKS
+        )
     elif enabled and not flushed:
-        logger.warning("some CPU threads were running already and do not flush denormals: set this before any work")
+        logger.warning(
+            "some CPU threads were running already and do not flush denormals: set this before any work",
+            extra=SAME_ON_ALL_RANKS,
+        )
     return flushed
 
 

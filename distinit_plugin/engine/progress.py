@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from distinit_plugin.engine import distributed
 from distinit_plugin.engine.meters import JSON_PREFIX, duration_text
 from distinit_plugin.errors import UserError
 
@@ -146,7 +147,8 @@ class RunLog:
 
         Args:
             output_dir: Folder of the run (made if missing); ``None``: console only.
-            main: False on all ranks but one: only warnings reach the console, no file is written.
+            main: False on all ranks but one: only warnings that the main rank does not give itself reach the console,
+                with the number of the rank; no file is written.
             console: Where to print; the standard output when ``None``.
 
         Raises:
@@ -165,7 +167,11 @@ class RunLog:
 
     def _console_handler(self, main: bool) -> logging.Handler:
         handler: logging.Handler
-        if self.console.is_terminal:
+        if not main:
+            handler = logging.StreamHandler(self.console.file)
+            handler.setFormatter(_formatter(f"rank {distributed.rank()}: "))
+            handler.addFilter(lambda record: not getattr(record, "same_on_all_ranks", False))
+        elif self.console.is_terminal:
             handler = RichHandler(console=self.console, show_path=False, show_level=False, log_time_format="[%H:%M:%S]")
             handler.addFilter(lambda record: not getattr(record, "file_only", False))
         else:
@@ -184,8 +190,8 @@ class RunLog:
         self._logger.propagate = self._before[1]
 
 
-def _formatter() -> logging.Formatter:
-    return logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S")
+def _formatter(prefix: str = "") -> logging.Formatter:
+    return logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%m/%d %H:%M:%S")
 
 
 def _file_handler(output_dir: Path) -> logging.Handler:

@@ -17,6 +17,7 @@ from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.engine.train import TrainResult
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
@@ -40,14 +41,25 @@ class RunResult:
 def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
     """Run everything that a configuration asks for.
 
+    With NUM_GPUS, RUNNER.CPU_RANKS or NUM_SHARDS above 1 one process per rank is started for it, unless this process
+    is such a rank already (torchrun).
+
     Args:
         cfg: From ``load_cfg`` or ``get_cfg``.
-        console: Where to print; the standard output when ``None``.
+        console: Where to print; the standard output when ``None``, and always in processes that are started.
 
     Raises:
         UserError: Anything that the user can put right; everything wrong with the configuration at once.
     """
     validate(cfg, check_paths=True)
+    if starts_ranks(cfg):
+        result: RunResult = launch(cfg, _run_here)
+        return result
+    return _run_here(cfg, console=console)
+
+
+def _run_here(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
+    """The whole job, in this process."""
     with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN, console=console) as session:
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
+from distinit_plugin.engine.failure import ending_together
 from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
 from distinit_plugin.engine.progress import RunLog
@@ -137,7 +138,7 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
     set_flush_denormals(cfg.RUNNER.FLUSH_DENORMALS)
     if device.type == "cpu" and cfg.RUNNER.KEEP_MEMORY:
         keep_freed_memory()
-    joined = distributed.start(device.type)
+    joined = distributed.start(device.type, cfg.RUNNER.COLLECTIVE_TIMEOUT)
     deterministic = torch.are_deterministic_algorithms_enabled()
     log: RunLog | None = None
     try:
@@ -153,7 +154,8 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         )
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
-        yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
+        with ending_together(cfg.RUNNER.COLLECTIVE_TIMEOUT):
+            yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)
@@ -167,25 +169,23 @@ def choose_device(cfg: CfgNode) -> torch.device:
     """This rank's device: a GPU where NUM_GPUS asks for one, else the CPU.
 
     Raises:
-        UserError: A GPU is asked for and there is none, or the job was not started as its keys say.
+        UserError: More GPUs are asked for than there are.
     """
     if cfg.NUM_GPUS > 0 and not torch.cuda.is_available():
         raise UserError(
             f"NUM_GPUS is {cfg.NUM_GPUS}, but torch finds no GPU here: set it 0 for the CPU, or repair the driver."
         )
-    if cfg.NUM_SHARDS > 1 and not distributed.started_by_torchrun():
+    if cfg.NUM_GPUS == 0:
+        return torch.device("cpu")
+    found, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if found < cfg.NUM_GPUS and not distributed.started_by_torchrun():
+        raise UserError(f"NUM_GPUS is {cfg.NUM_GPUS}, but torch finds {found} here: set it to at most {found}.")
+    if number >= found:
         raise UserError(
-            f"NUM_SHARDS is {cfg.NUM_SHARDS}: start the job with torchrun --nnodes {cfg.NUM_SHARDS} --node_rank "
-            f"{cfg.SHARD_ID} … on each machine, or set NUM_SHARDS 1."
+            f"there is no GPU for local rank {number}: torch finds {found} here, so start at most {found} processes "
+            f"on this machine (torchrun --nproc_per_node {found})."
         )
-    if cfg.NUM_GPUS > 1 and not distributed.started_by_torchrun():
-        raise UserError(
-            f"NUM_GPUS is {cfg.NUM_GPUS}: start one process per GPU with torchrun --nproc_per_node {cfg.NUM_GPUS} "
-            "tools/run_net.py --cfg …, or set NUM_GPUS 1."
-        )
-    if cfg.NUM_GPUS > 0:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    return torch.device("cuda", number)
 
 
 def _set_seeds(seed: int) -> None:

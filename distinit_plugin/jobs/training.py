@@ -24,11 +24,11 @@ from distinit_plugin.engine.profile import profile_training
 from distinit_plugin.engine.progress import open_progress
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
-from distinit_plugin.errors import UserError
-from distinit_plugin.jobs.session import Session
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
+from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
-from distinit_plugin.types import Batch, Network
+from distinit_plugin.types import Batch, Network, ViewSpec
 from distinit_plugin.video.corpus import Mixture
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,13 @@ HARMLESS = (
     "DATA_LOADER.",
     "LOG_",
     "OUTPUT_DIR",
+    "RUNNER.COLLECTIVE_TIMEOUT",
     "RUNNER.DRY_RUN",
+    "RUNNER.INIT_METHOD",
+    "RUNNER.JOIN_TIMEOUT",
     "RUNNER.NUM_THREADS",
     "RUNNER.PROGRESS",
+    "SHARD_ID",
     "TENSORBOARD.",
     "TEST.",
     "TRAIN.AUTO_RESUME",
@@ -74,7 +78,8 @@ def train_in_session(session: Session) -> TrainResult:
 def dry_run(session: Session) -> None:
     """Print what the job would cost: shapes, parameters, GMACs, memory, clips/s, duration. Nothing is written."""
     report = profile_training(build_trainer(session, saves=False))
-    session.log.console.print(str(report), soft_wrap=True)
+    if distributed.is_main():
+        session.log.console.print(str(report), soft_wrap=True)
 
 
 def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
@@ -118,7 +123,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
     if saves:
         _resume(session, state)
     _log_model(session, objective)
-    no_sync = _wrap(session, objective)
+    no_sync = _wrap(session, objective, student.view_specs("train"))
     return Trainer(
         state,
         train_batches=train_batches,
@@ -201,6 +206,7 @@ def _warn_of_changes(cfg: CfgNode, saved_text: str, path: Path) -> None:
         logger.warning(
             "continuing a run that was started with other values (%s); name another OUTPUT_DIR for a new run",
             "; ".join(changed),
+            extra=SAME_ON_ALL_RANKS,
         )
 
 
@@ -224,14 +230,31 @@ def _log_model(session: Session, objective: Objective) -> None:
     )
 
 
-def _wrap(session: Session, objective: Objective) -> Callable[[], AbstractContextManager[Any]]:
-    """Compile and distribute the trainable where asked; returns DDP's ``no_sync``."""
+def _wrap(
+    session: Session, objective: Objective, specs: Mapping[str, ViewSpec]
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Synchronise batch norm, compile and distribute the trainable where asked; returns DDP's ``no_sync``.
+
+    Args:
+        session: Where and how.
+        objective: On the device.
+        specs: The student's training views by its own names.
+    """
+    if session.cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(objective.trainable)  # in place, with the same parameters and names
     if session.cfg.RUNNER.COMPILE:
         objective.wrap(lambda module: torch.compile(module))  # type: ignore[arg-type, return-value]
     if distributed.world_size() == 1:
         return nullcontext
+    views = example_views(specs, 1, session.device, session.memory_format)
+    with session.precision.autocast():
+        unused = objective.trainable.parameters_without_gradient(views)
+    if unused:
+        logger.info("no term reaches %d parameters (%s, …): they stay as they are", len(unused), unused[0])
     devices = [session.device.index] if session.device.type == "cuda" else None
-    wrapped = objective.wrap(lambda module: DistributedDataParallel(module, device_ids=devices))
+    wrapped = objective.wrap(
+        lambda module: DistributedDataParallel(module, device_ids=devices, find_unused_parameters=bool(unused))
+    )
     assert isinstance(wrapped, DistributedDataParallel)
     return wrapped.no_sync
 

@@ -39,14 +39,34 @@ class Trainable(nn.Module):
         """Run on the student's own views.
 
         Returns:
-            The student's output, and each term's prediction, (B,K) or (B,K,T,H,W) on the student's grid.
+            The student's output, detached (it is only reported), and each term's prediction, (B,K) or (B,K,T,H,W) on
+            the student's grid. So gradients come through predictions alone, which tells DDP what trains.
         """
         output: ModelOutput = self.student(views, boxes=boxes, taps=self._taps)
         predictions = {}
         for name, layer in self._layers.items():
             prediction = layer_output(output, layer, "the student")
             predictions[name] = self.adapters[name](prediction) if name in self.adapters else prediction
-        return output, predictions
+        logits, features = (None if x is None else x.detach() for x in (output.logits, output.features))
+        return ModelOutput(logits, features, {name: tap.detach() for name, tap in output.taps.items()}), predictions
+
+    def parameters_without_gradient(self, views: Mapping[str, Tensor]) -> list[str]:
+        """Names of parameters that should train and that no term reaches: those after the last layer that is read.
+
+        Args:
+            views: Any views of the student's sizes. Runs on them in eval mode, so that nothing moves.
+        """
+        modes = {module: module.training for module in self.modules()}
+        parameters = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        try:
+            with torch.enable_grad():
+                _, predictions = self.eval()(views)
+                total = torch.stack([prediction.float().sum() for prediction in predictions.values()]).sum()
+                gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
 @dataclass(frozen=True)

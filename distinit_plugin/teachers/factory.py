@@ -12,7 +12,7 @@ import torchvision.models.segmentation
 import torchvision.models.video
 from torch import Tensor
 
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
 from distinit_plugin.models.factory import build_network
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.registry import near_matches
@@ -88,7 +88,9 @@ def build_teacher(
     """
     view = ViewSpec("rgb", num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std)
     if weights == RANDOM:
-        logger.warning("teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch)
+        logger.warning(
+            "teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch, extra=SAME_ON_ALL_RANKS
+        )
         network = _build(arch, None, view, num_classes, depth, width)
         _check_layer(network, arch, layer)
         _drop_classifier(network, layer)

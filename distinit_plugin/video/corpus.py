@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
 from distinit_plugin.registry import CORPORA, lookup
 from distinit_plugin.video import benchmarks, formats
 from distinit_plugin.video.records import Corpus, CorpusSource, Listing, VideoRecord
@@ -78,7 +78,7 @@ def load_corpus(
         raise source.error(f"WEIGHT is {weight:g}; it must be above 0, or -1 for a share in proportion to the size.")
     corpus = Corpus(name, reader(source), weight)
     for note in corpus.notes:
-        _logger.warning("%s: %s", source.where, note)
+        _logger.warning("%s: %s", source.where, note, extra=SAME_ON_ALL_RANKS)
     return corpus
 
 
