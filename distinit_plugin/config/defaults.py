@@ -174,9 +174,7 @@ _C.RUNNER.FLUSH_DENORMALS = True  # treat denormal floats as zero (decides the s
 _C.RUNNER.KEEP_MEMORY = True  # on CPUs: keep freed memory for the next step (up to twice as fast; holds the peak)
 _C.RUNNER.DETERMINISTIC = False  # exact reproduction: fp32, deterministic algorithms
 _C.RUNNER.DRY_RUN = False  # print shapes, parameters, GMACs, memory, clips/s and the expected duration, then stop
-_C.RUNNER.NUM_THREADS = (
-    0  # CPU threads per rank; 0: torch's default, or a fair share of the cores where ranks are started
-)
+_C.RUNNER.NUM_THREADS = 0  # CPU threads per rank; 0: torch's default (a fair share where ranks are started)
 _C.RUNNER.CPU_RANKS = 1  # processes that share the job on each machine's CPU (with NUM_GPUS 0); ≥ 1
 _C.RUNNER.INIT_METHOD = ""  # tcp://ADDRESS:PORT of shard 0, where the shards meet; empty: one shard, on a free port
 _C.RUNNER.JOIN_TIMEOUT = 600.0  # seconds that the shards wait for one another at the start; ≥ 1
