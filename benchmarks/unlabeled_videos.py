@@ -45,13 +45,13 @@ def configuration(videos: str, teacher: str, options: list[str]) -> CfgNode:
         "DATA_LOADER.NUM_WORKERS": 1,
         "LOG_PERIOD": 4,
         # One epoch: BN statistics are recomputed at the end of each.
-        "RUNNER.CLIPS_PER_EPOCH": 768,
+        "RUNNER.CLIPS_PER_EPOCH": 672,
         "RUNNER.SCHEDULE_UNIT": "step",
-        "SOLVER.MAX_EPOCH": 48,
+        "SOLVER.MAX_EPOCH": 42,
         "SOLVER.OPTIMIZING_METHOD": "sgd",
         "SOLVER.BASE_LR": 0.1,
         "SOLVER.LR_POLICY": "cosine",
-        "SOLVER.WARMUP_EPOCHS": 5,
+        "SOLVER.WARMUP_EPOCHS": 4,
         "SOLVER.WARMUP_START_LR": 0.02,
         "TEST.NUM_ENSEMBLE_VIEWS": PROBE_CLIPS,
         # So few steps leave the running averages of batch norm far behind the weights.
