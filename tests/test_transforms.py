@@ -53,6 +53,14 @@ def test_resizing_is_torchvisions_on_the_region_alone(size):
     assert torch.equal(render_view(outside, Geometry(3, 11, 40, 40), size), view)
 
 
+def test_frames_cut_to_the_window_give_the_same_view():
+    frames = _rng().integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
+    geometry = Geometry(3, 11, 40, 40, flip=True)
+    cut = frames[(slice(None), *geometry.window)]
+    assert torch.equal(render_view(cut, geometry.inside_window, 24), render_view(frames, geometry, 24))
+    assert not torch.equal(render_view(frames, geometry.inside_window, 24), render_view(frames, geometry, 24))
+
+
 def test_resized_pixels_stay_where_they_were():
     view = render_view(_positions(1, 80, 120), Geometry(20, 30, 40, 40), 10).float()
     centres = torch.arange(10) * 4 + 1.5  # of groups of four source pixels

@@ -212,7 +212,8 @@ class ClipDataset(Dataset[Sample]):
             clip = self._clip(reader.index, key, rng)
             geometry = self._geometry(reader.index.height, reader.index.width, key, rng)
             if self._train:
-                return build_views(reader.read, clip, self.specs, geometry, rng)
+                read = partial(reader.read, window=geometry.window)
+                return build_views(read, clip, self.specs, geometry.inside_window, rng)
             self._memory.choose(record.path)
             read = partial(self._memory.read, fetch=reader.read)
             return build_views(read, clip, self.specs, geometry, rng)

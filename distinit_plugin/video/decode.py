@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from distinit_plugin.errors import VideoError
 from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, describe, stat_file, video_errors
-from distinit_plugin.video.images import IMAGE_EXTENSIONS, ImageReader, list_frames
+from distinit_plugin.video.images import IMAGE_EXTENSIONS, WHOLE, ImageReader, Window, list_frames, window_size
 from distinit_plugin.video.index import FrameIndex, IndexCache, Int64Array, index_frames, index_packets, packets_tell
 
 Frames = npt.NDArray[np.uint8]
@@ -44,8 +44,8 @@ class FrameSource(Protocol):
     path: str
     index: FrameIndex
 
-    def read(self, indices: Sequence[int] | Int64Array) -> Frames:
-        """Frames by number, in the order asked for, repeats allowed: (n,H,W,3) uint8 RGB.
+    def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> Frames:
+        """That part of frames by number, in the order asked for, repeats allowed: (n,H,W,3) uint8 RGB.
 
         Raises:
             VideoError: A frame cannot be given; the reason names it.
@@ -141,14 +141,15 @@ class VideoReader:
             self._container.close()
             self._container = None
 
-    def read(self, indices: Sequence[int] | Int64Array) -> Frames:
+    def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> Frames:
         """Frames by number, in the order asked for, repeats allowed.
 
         Args:
             indices: (n,) frame numbers, 0 ≤ i < ``index.num_frames``.
+            window: The part of every frame that is given: nothing else is copied.
 
         Returns:
-            (n,H,W,3) uint8 RGB, H and W as in ``index``.
+            (n,H,W,3) uint8 RGB, H and W of the window.
 
         Raises:
             VideoError: A frame cannot be decoded, or it takes too long.
@@ -159,10 +160,11 @@ class VideoReader:
             beyond = wanted[0] if wanted[0] < 0 else wanted[-1]
             raise VideoError(self.path, f"frame {beyond} was asked for, but it has {self.index.num_frames} frames")
         with video_errors(self.path, "cannot be decoded"):
-            frames = np.empty((len(wanted), self.index.height, self.index.width, 3), dtype=np.uint8)
+            size = window_size(self.index.height, self.index.width, window)
+            frames = np.empty((len(wanted), *size, 3), dtype=np.uint8)
             done = 0
             for span in self._spans(wanted):
-                self._read_span(span, frames[done : done + len(span)])
+                self._read_span(span, frames[done : done + len(span)], window)
                 done += len(span)
         return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
 
@@ -218,24 +220,26 @@ class VideoReader:
         place = int(self.index.key_positions.searchsorted(number, side="right"))
         return int(self.index.key_positions[place - 1]) if place else -1
 
-    def _read_span(self, wanted: list[int], out: Frames) -> None:
-        """Decode sorted, distinct frames into ``out``, from the last key frame or else from the start."""
+    def _read_span(self, wanted: list[int], out: Frames, window: Window) -> None:
+        """Decode the window of sorted, distinct frames into ``out``, from the last key frame or else from the start."""
         key = self._last_key(wanted[0])
-        if self._seek(key):
-            problem = self._collect(wanted, out, int(self.index.stamps[key]))
+        if self._go_to(key):
+            problem = self._collect(wanted, out, window, self._frames_from(key, wanted))
             if problem is None:
                 return
             # A key frame that is none (a gradual refresh), or a seek that missed: the long way decides.
         if not self._at_start:
             self._open()
-        problem = self._collect(wanted, out, None)
+        problem = self._collect(wanted, out, window, self._all_frames())
         if problem is not None:
             raise VideoError(self.path, problem)
 
-    def _seek(self, key: int) -> bool:
+    def _go_to(self, key: int) -> bool:
         """Go to the key frame; False: decoding has to begin at the start of the file."""
-        if key < 0 or len(self.index.stamps) == 0 or (key == self.index.key_positions[0] and self._at_start):
+        if key < 0 or len(self.index.stamps) == 0:
             return False
+        if key == self.index.key_positions[0] and self._at_start:
+            return True
         assert self._container is not None
         stamp = self.index.key_seeks[self.index.key_positions.searchsorted(key)]
         try:
@@ -245,57 +249,85 @@ class VideoReader:
         self._at_start = False
         return True
 
-    def _collect(self, wanted: list[int], out: Frames, key_stamp: int | None) -> str | None:
-        """Decode on from here until every wanted frame is converted into ``out``.
+    def _collect(self, wanted: list[int], out: Frames, window: Window, frames: Iterator[VideoFrame]) -> str | None:
+        """Convert every wanted frame and put its window into ``out``.
 
         Args:
             wanted: Sorted, distinct frame numbers.
             out: (len(wanted),H,W,3), written.
-            key_stamp: Time stamp of the key frame that was sought; ``None``: this is the start of the file.
+            window: See ``read``.
+            frames: From ``_frames_from`` or ``_all_frames``.
 
         Returns:
             ``None``, or why a frame is missing.
         """
-        assert self._container is not None
         counted = len(self.index.stamps) == 0
         names = wanted if counted else self.index.stamps[wanted].tolist()
         slots: dict[int | None, int] = {name: slot for slot, name in enumerate(names)}
-        self._at_start = False
-        count = 0
-        started = False
-        for packet in self._container.demux(self._stream):
-            self._deadline.check()
-            if not started and packet.size and packet.is_keyframe:
-                if key_stamp is not None and (packet.pts is None or packet.pts > key_stamp):
-                    return "the seek went too far"
-                started = True
-            if not started and key_stamp is not None:
-                continue
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                if not started:
-                    continue  # the tail of a group whose key frame was cut off
-                return f"{self._missing(wanted, slots)}: {describe(error)}"
-            for frame in frames:
+        reason = "the decoder does not give it"
+        try:
+            for count, frame in enumerate(frames):
                 slot = slots.pop(count if counted else frame.pts, None)
-                count += 1
                 if slot is None:
                     continue
                 if frame.is_corrupt:
                     return f"frame {wanted[slot]} of {self.index.num_frames} is damaged"
-                self._convert(frame, out[slot])
+                out[slot] = self._convert(frame)[window]
                 if not slots:
                     return None
-        return f"{self._missing(wanted, slots)}: the decoder does not give it"
+        except av.error.FFmpegError as error:
+            reason = describe(error)
+        return f"frame {wanted[min(slots.values())]} of {self.index.num_frames} cannot be decoded: {reason}"
 
-    def _missing(self, wanted: list[int], slots: dict[int | None, int]) -> str:
-        return f"frame {wanted[min(slots.values())]} of {self.index.num_frames} cannot be decoded"
+    def _all_frames(self) -> Iterator[VideoFrame]:
+        """Every frame of a file that is at its start."""
+        assert self._container is not None
+        self._at_start = False
+        started = False
+        for packet in self._container.demux(self._stream):
+            self._deadline.check()
+            started = started or (packet.size > 0 and packet.is_keyframe)
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                if started:
+                    raise
+                continue  # the tail of a group whose key frame was cut off
+            yield from frames
 
-    def _convert(self, frame: VideoFrame, out: Frames) -> None:
-        """Write a frame as upright RGB into (H,W,3)."""
+    def _frames_from(self, key: int, wanted: list[int]) -> Iterator[VideoFrame]:
+        """Frames from the key frame that comes next, the wanted ones among them; none when the seek went too far.
+
+        Where a packet tells which frame it is, H.264 frames that no other frame refers to are left out, and the decoder
+        is emptied when it has been given all that is wanted: what it gives is the same.
+        """
+        assert self._container is not None
+        self._at_start = False
+        tells = packets_tell(self._container, self._stream)
+        codec = self._stream.codec_context
+        skips = tells and codec.name == "h264"
+        pending = set(self.index.stamps[wanted].tolist())
+        started = False
+        for packet in self._container.demux(self._stream):
+            self._deadline.check()
+            if not started:
+                if not (packet.size and packet.is_keyframe):
+                    continue
+                if packet.pts is None or packet.pts > self.index.stamps[key]:
+                    return
+                started = True
+            if skips:
+                codec.skip_frame = "DEFAULT" if packet.pts in pending else "NONREF"
+            pending.discard(packet.pts)
+            yield from packet.decode()
+            if tells and not pending:
+                yield from codec.decode(None)
+                return
+
+    def _convert(self, frame: VideoFrame) -> Frames:
+        """Upright RGB (H,W,3) of the size in ``index``."""
         turned = self.index.rotation in (90, 270)
-        width, height = out.shape[:2] if turned else out.shape[1::-1]
+        height, width = (self.index.width, self.index.height) if turned else (self.index.height, self.index.width)
         # One scaler for all frames, and one thread: PyAV's defaults are a new scaler per frame on all cores.
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
-        out[:] = np.rot90(rgb, self.index.rotation // 90) if self.index.rotation else rgb
+        return np.rot90(rgb, self.index.rotation // 90)

@@ -23,6 +23,18 @@ IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", 
 FRAMES_PER_SECOND = 25
 """Frame rate assumed for extracted frames, which carry no times (it matters for resampling to a target rate only)."""
 
+Window = tuple[slice, slice]
+"""Rows and columns of an upright picture."""
+
+WHOLE: Window = (slice(None), slice(None))
+"""All of it."""
+
+
+def window_size(height: int, width: int, window: Window) -> tuple[int, int]:
+    """Rows and columns that a window has in a picture of ``height`` × ``width``."""
+    rows, columns = window
+    return len(range(height)[rows]), len(range(width)[columns])
+
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorting key under which ``frame2`` comes before ``frame10``."""
@@ -77,14 +89,15 @@ class ImageReader:
     def close(self) -> None:
         """Nothing stays open between reads."""
 
-    def read(self, indices: Sequence[int] | Int64Array) -> npt.NDArray[np.uint8]:
+    def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> npt.NDArray[np.uint8]:
         """Frames by number, in the order asked for, repeats allowed.
 
         Args:
             indices: (n,) frame numbers.
+            window: The part of every frame that is given.
 
         Returns:
-            (n,H,W,3) uint8 RGB.
+            (n,H,W,3) uint8 RGB, H and W of the window.
 
         Raises:
             VideoError: An image is unreadable or of another size than the first.
@@ -92,7 +105,7 @@ class ImageReader:
         wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         shape = (self.index.height, self.index.width, 3)
         with video_errors(self.path, "cannot be decoded"):
-            frames = np.empty((len(wanted), *shape), dtype=np.uint8)
+            frames = np.empty((len(wanted), *window_size(shape[0], shape[1], window), 3), dtype=np.uint8)
         for slot, number in enumerate(wanted):
             if not 0 <= number < len(self._files):
                 raise VideoError(self.path, f"frame {number} was asked for, but it has {len(self._files)} frames")
@@ -104,7 +117,7 @@ class ImageReader:
                     f"frame {number} ({os.path.basename(self._files[number])}) is {size}, "
                     f"the first frame is {shape[1]}×{shape[0]}",
                 )
-            frames[slot] = image
+            frames[slot] = image[window]
         return frames[inverse]
 
     def _load(self, file: str) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,16 @@ class Geometry:
     height: int
     width: int
     flip: bool = False
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the region."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    @property
+    def inside_window(self) -> Geometry:
+        """The same region of pictures of which only ``window`` is left."""
+        return replace(self, top=0, left=0)
 
 
 def _region_side(height: int, width: int, crop_size: int, scale: float) -> int:
@@ -117,8 +127,7 @@ def render_view(frames: npt.NDArray[np.uint8], geometry: Geometry, size: int) ->
     Returns:
         (3,T,size,size) uint8, contiguous; bilinear with antialiasing.
     """
-    rows = slice(geometry.top, geometry.top + geometry.height)
-    columns = slice(geometry.left, geometry.left + geometry.width)
+    rows, columns = geometry.window
     region = torch.from_numpy(np.ascontiguousarray(frames[:, rows, columns])).permute(0, 3, 1, 2)
     if region.shape[-2:] != (size, size):
         # uint8 with the colours last in memory takes torch's vectorised path.

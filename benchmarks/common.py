@@ -1,0 +1,117 @@
+"""What every benchmark needs: the machine in words, interleaved rounds, medians with quartiles, Markdown tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+
+ROUNDS = 9
+"""Rounds of every comparison, at least."""
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of repeated measurements."""
+
+    low: float
+    median: float
+    high: float
+
+    def text(self, digits: int = 2) -> str:
+        """``median (low … high)``."""
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} … {self.high:.{digits}f})"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median and quartiles."""
+    low, median, high = np.percentile(list(values), [25, 50, 75])
+    return Spread(float(low), float(median), float(high))
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
+    """Spread of the rounds' own quotients: what slows a whole round down, slows both of its sides."""
+    return spread(value / other for value, other in zip(values, others, strict=True))
+
+
+def interleave(variants: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Time every variant once a round, A B C A B C …, after one round that is not counted.
+
+    Args:
+        variants: Name → what is timed; it is given the round's number (the first, uncounted one is −1).
+        rounds: Counted rounds.
+
+    Returns:
+        Name → seconds of each counted round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(-1, rounds):
+        for name, run in variants.items():
+            begin = time.perf_counter()
+            run(number)
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def environment(**more: object) -> str:
+    """One line on the machine and the versions; ``more`` is added (``precision="fp32"``)."""
+    parts = [
+        _cpu(),
+        f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        f"{torch.get_num_threads()} threads",
+        f"load {os.getloadavg()[0]:.1f}",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        f"av {av.__version__}",
+    ]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, *(f"{name.replace('_', ' ')} {value}" for name, value in more.items())])
+
+
+def _cpu() -> str:
+    """Its name, and whether it computes in bf16."""
+    name, flags = platform.processor() or platform.machine(), ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            fields = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+        values = {key.strip(): value.strip() for key, value in fields.items()}
+        name, flags = values.get("model name", name), values.get("flags", "")
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    return f"{name} ({', '.join(known) or 'no vector units known'})"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(value: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
+    """``≥ 0.95: yes``."""
+    if at_least is not None:
+        return f"≥ {at_least:g}: {'yes' if value >= at_least else 'NO'}"
+    assert at_most is not None
+    return f"≤ {at_most:g}: {'yes' if value <= at_most else 'NO'}"
+
+
+def peak_memory(pid: int | str = "self") -> int:
+    """Largest resident memory of a process so far (VmHWM), bytes; Linux."""
+    return _status(pid, "VmHWM")
+
+
+def _status(pid: int | str, field: str) -> int:
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
+
+
+def proportional_memory(pid: int) -> int:
+    """Resident memory of a process in which shared pages count in shares (PSS), bytes; Linux."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
