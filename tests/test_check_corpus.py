@@ -103,7 +103,7 @@ def test_files(tmp_path):
     assert table[1][:2] == ["broken", str(tmp_path / "v" / 'odd ", name.mp4')]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["broken"] == 1
     assert sorted(os.listdir(tmp_path / "out")) == ["findings.csv", "summary.json"]
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         report.write_csv(tmp_path / "v" / 'odd ", name.mp4' / "x.csv")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.types import BadVideo
 
 FEW_FILES = 3
@@ -108,17 +109,8 @@ class BadVideoLog:
         if self._path is None:
             return
         rows = self._earlier | self._reasons
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-            try:
-                with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                    writer = csv.writer(file)
-                    writer.writerow(_COLUMNS)
-                    writer.writerows(rows.items())
-                os.replace(temporary, self._path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error.strerror or error}.") from error
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(_COLUMNS)
+        writer.writerows(rows.items())
+        write_text(self._path, text.getvalue())

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_atomically, write_text
 from distinit_plugin.engine.meters import MeanMeter, term_key
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_file, write_text
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import BadVideo, Batch, ModelOutput
 
@@ -139,7 +139,7 @@ class Evaluation:
             "class_names": np.array(self.class_names, dtype=np.str_),
         }
         write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_file(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
         _write_csv(folder / "videos.csv", self._video_rows())
         header = ["label \\ predicted", *self.class_names]
         rows = [[name, *counts] for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True)]

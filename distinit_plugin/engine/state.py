@@ -17,6 +17,7 @@ from distinit_plugin.engine.meters import MeanMeter
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.files import write_text
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Network
 
@@ -192,7 +193,7 @@ def check_writable(output_dir: str | Path) -> None:
     """
     probe = Path(output_dir) / checkpoint.FOLDER / ".write_test"
     try:
-        checkpoint.write_atomically(probe, lambda file: None)
+        write_text(probe, "")
         probe.unlink()
     except (OSError, UserError) as error:
         raise UserError(f"OUTPUT_DIR: {output_dir} cannot be written ({error}).") from error

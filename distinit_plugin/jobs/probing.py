@@ -11,10 +11,10 @@ from torch import Tensor
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.probes import Features, extract_features, knn_accuracy, linear_probe
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import weights_to_test
 from distinit_plugin.types import Network, Split
