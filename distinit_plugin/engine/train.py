@@ -253,11 +253,16 @@ class Trainer:
                     f"the training data of epoch {self.state.epoch + 1} ended at step {self.state.step_in_epoch + 1} "
                     f"of {self._steps_of_epoch()}."
                 )
-            for video in self.state.bad_log.add(batch["bad"]):
-                logger.warning("bad video %s: %s", video.path, video.reason)
+            self.state.bad_log.add(batch["bad"])
             taken.append(batch)
-        self.state.bad_log.check(self.options.corpus_size, self.options.max_bad_fraction)
+        if distributed.world_size() == 1:
+            self._settle_bad_videos()
         return taken
+
+    def _settle_bad_videos(self) -> None:
+        """Bring the ranks' accounts together and stop all of them when too much is bad: not at every step of many."""
+        self.state.bad_log.share(distributed.gather_objects)
+        self.state.bad_log.check(self.options.corpus_size, self.options.max_bad_fraction)
 
     def _optimize(self, micro_batches: list[Batch]) -> None:
         """Gradients of all micro-batches, then one update.
@@ -295,6 +300,7 @@ class Trainer:
     def _log_steps(self) -> None:
         """Read the means since the last log line: the only place in an epoch that waits for the device."""
         self._guard.check()
+        self._settle_bad_videos()
         values = self._window_meter.read(distributed.all_reduce_sum)
         self._window.seconds = time.perf_counter() - self._window_begin
         self._epoch_clock.add(self._window)

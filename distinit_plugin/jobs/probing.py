@@ -47,7 +47,7 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         Both accuracies; also in ``OUTPUT_DIR/probe.json``.
 
     Raises:
-        UserError: There is no checkpoint, or videos without labels.
+        UserError: There is no checkpoint, or videos without labels, or too many bad ones.
     """
     with open_session(cfg) as session:
         if distributed.world_size() > 1:
@@ -82,15 +82,15 @@ def _features(session: Session, network: Network, split: Split) -> Features:
     specs = dict(network.view_specs("test"))
     videos = build.build_corpora(cfg, split, labeled=True)
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, "test"), "test")
-    loader = build.build_test_loader(cfg, dataset)
-    return extract_features(
-        session.place(network), loader, finish=session.finisher(specs), autocast=session.precision.autocast
-    )
+    with session.read(build.build_test_loader(cfg, dataset), split) as batches:
+        features = extract_features(
+            session.place(network), batches, finish=session.finisher(specs), autocast=session.precision.autocast
+        )
+    session.refuse_bad_corpus(len(videos), split)
+    return features
 
 
 def _labelled(features: Features, use: str) -> tuple[Tensor, Tensor]:
-    for bad in features.bad:
-        logger.warning("bad video %s: %s", bad.path, bad.reason)
     if features.labels is None:
         raise UserError(f"CORPUS.{use} has no labels, and a probe needs them: name a labelled corpus there.")
     return features.features, features.labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.bad import BadVideoLog
+from distinit_plugin.data.loader import ClipLoader
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.memory import keep_freed_memory
@@ -24,12 +26,15 @@ from distinit_plugin.engine.progress import RunLog
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
-from distinit_plugin.types import Batch, Network, ViewSpec
+from distinit_plugin.types import Batch, Network, Split, ViewSpec
 
 logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 2
 """Clips with which convolutions are checked and timed."""
+
+BAD_VIDEOS_FILE = "bad_videos.csv"
+"""Below OUTPUT_DIR."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Session:
         precision: Autocast and scaler.
         memory_format: Of 5-D tensors.
         log: The run's log.
+        bad_videos: Of training, validation and test together.
     """
 
     cfg: CfgNode
@@ -49,6 +55,7 @@ class Session:
     precision: Precision
     memory_format: torch.memory_format
     log: RunLog
+    bad_videos: BadVideoLog
 
     @property
     def output_dir(self) -> Path:
@@ -71,6 +78,26 @@ class Session:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
         return network
+
+    @contextmanager
+    def read(self, loader: ClipLoader, use: Split) -> Iterator[Iterable[Batch]]:
+        """The batches of a validation or test; their bad videos are in the job's account, of all ranks, afterwards."""
+
+        def batches() -> Iterator[Batch]:
+            for batch in loader:
+                self.bad_videos.add(batch["bad"], use)
+                yield batch
+
+        yield batches()
+        self.bad_videos.share(distributed.gather_objects)
+
+    def refuse_bad_corpus(self, num_videos: int, use: Split) -> None:
+        """Stop all ranks when more of a corpus than CORPUS.MAX_BAD_FRACTION is bad.
+
+        Raises:
+            UserError: It is.
+        """
+        self.bad_videos.check(num_videos, self.cfg.CORPUS.MAX_BAD_FRACTION, use)
 
     def check_convolutions(self, network: Network, specs: Mapping[str, ViewSpec]) -> None:
         """Set the formulation of each convolution: right in the job's precision, and the fastest of those.
@@ -153,7 +180,9 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         )
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
-        yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
+        bad_file = Path(cfg.OUTPUT_DIR) / BAD_VIDEOS_FILE if log_to_folder else None
+        bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
+        yield Session(cfg, device, Precision(choice.name, device), memory_format, log, bad_videos)
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)
