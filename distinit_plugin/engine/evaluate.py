@@ -198,7 +198,6 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     all_reduce_sum: Callable[[Tensor], Tensor] = distributed.all_reduce_sum,
     gather_objects: Callable[[Any], list[Any]] = distributed.gather_objects,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Score every clip that ``batches`` gives and put the clips of a video together by its index.
 
@@ -214,7 +213,6 @@ def evaluate(
         autocast: Context of the forward pass.
         all_reduce_sum: Sum of a tensor over ranks; each clip must be on one rank only.
         gather_objects: The objects of all ranks.
-        on_batch: Called with the number of clips done so far on this rank.
 
     Raises:
         UserError: A label is out of range, no video could be read, or the network's scores are not finite.
@@ -236,8 +234,6 @@ def evaluate(
             indices = torch.tensor([batch["keys"][row].index for row in rows])
             wanted = torch.tensor([labels[index] for index in indices.tolist()])
             sums.add(logits[rows], indices.to(logits.device), wanted.to(logits.device))
-            if on_batch is not None:
-                on_batch(len(seen))
     if sums is None:  # this rank had nothing; the others still wait for its part of the sum
         sums = _Sums(len(paths), num_classes, _device_of(network))
     sums.reduce(all_reduce_sum)

@@ -82,7 +82,7 @@ def _features(session: Session, network: Network, split: Split) -> Features:
     specs = dict(network.view_specs("test"))
     videos = build.build_corpora(cfg, split, labeled=True)
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, "test"), "test")
-    with session.read(build.build_test_loader(cfg, dataset), split) as batches:
+    with session.read(build.build_test_loader(cfg, dataset, progress=session.progress), split) as batches:
         features = extract_features(
             session.place(network), batches, finish=session.finisher(specs), autocast=session.precision.autocast
         )

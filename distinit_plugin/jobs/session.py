@@ -22,7 +22,7 @@ from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
-from distinit_plugin.engine.progress import RunLog
+from distinit_plugin.engine.progress import ProgressView, RunLog, open_progress
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 2
 """Clips with which convolutions are checked and timed."""
+
+WORKS: dict[Split, str] = {"train": "reading", "val": "validation", "test": "test"}
+"""What is shown of passes over the videos of a use (training videos are read alone in a probe)."""
 
 BAD_VIDEOS_FILE = "bad_videos.csv"
 """Below OUTPUT_DIR."""
@@ -48,6 +51,7 @@ class Session:
         memory_format: Of 5-D tensors.
         log: The run's log.
         bad_videos: Of training, validation and test together.
+        progress: What a person sees of anything that takes long.
     """
 
     cfg: CfgNode
@@ -56,6 +60,7 @@ class Session:
     memory_format: torch.memory_format
     log: RunLog
     bad_videos: BadVideoLog
+    progress: ProgressView
 
     @property
     def output_dir(self) -> Path:
@@ -81,14 +86,19 @@ class Session:
 
     @contextmanager
     def read(self, loader: ClipLoader, use: Split) -> Iterator[Iterable[Batch]]:
-        """The batches of a validation or test; their bad videos are in the job's account, of all ranks, afterwards."""
+        """The batches of a validation or test, which is shown while it lasts.
 
-        def batches() -> Iterator[Batch]:
-            for batch in loader:
-                self.bad_videos.add(batch["bad"], use)
-                yield batch
+        Afterwards the bad videos of all ranks are in the job's account.
+        """
+        with self.progress.work(WORKS[use], len(loader)) as advance:
 
-        yield batches()
+            def batches() -> Iterator[Batch]:
+                for number, batch in enumerate(loader, start=1):
+                    self.bad_videos.add(batch["bad"], use)
+                    yield batch
+                    advance(number)
+
+            yield batches()
         self.bad_videos.share(distributed.gather_objects)
 
     def refuse_bad_corpus(self, num_videos: int, use: Split) -> None:
@@ -182,7 +192,8 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
         bad_file = Path(cfg.OUTPUT_DIR) / BAD_VIDEOS_FILE if log_to_folder else None
         bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
-        yield Session(cfg, device, Precision(choice.name, device), memory_format, log, bad_videos)
+        progress = open_progress(log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main())
+        yield Session(cfg, device, Precision(choice.name, device), memory_format, log, bad_videos, progress)
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)

@@ -81,7 +81,8 @@ def evaluate_corpus(session: Session, network: Network, split: Split, known_clas
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, split), split)
     num_crops = cfg.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
     records = list(videos)
-    with session.read(build.build_test_loader(cfg, dataset, num_crops=num_crops), split) as batches:
+    loader = build.build_test_loader(cfg, dataset, num_crops=num_crops, progress=session.progress)
+    with session.read(loader, split) as batches:
         return evaluate(
             session.place(network),
             batches,

@@ -22,7 +22,7 @@ from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.engine.profile import profile_training
-from distinit_plugin.engine.progress import open_progress
+from distinit_plugin.engine.progress import Advance
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
 from distinit_plugin.errors import UserError
@@ -130,7 +130,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         options=_options(cfg, videos),
         checkpointer=Checkpointer(session.output_dir, keep=cfg.RUNNER.KEEP_CHECKPOINTS) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
-        progress=open_progress(session.log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main()),
+        progress=session.progress,
         validate=_validation(session, objective, student, teachers, state.class_names),
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
         scalars=_scalars(session) if saves else None,
@@ -307,20 +307,22 @@ def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Net
     sampler: ClipSampler = build.build_train_sampler(cfg, videos)
     finish = session.finisher(specs)
 
-    def views() -> Iterator[dict[str, Tensor]]:
+    def views(advance: Advance) -> Iterator[dict[str, Tensor]]:
         sampler.set_epoch(state.epoch + 1)
-        for batch in build.build_train_loader(cfg, dataset, sampler):
+        for number, batch in enumerate(build.build_train_loader(cfg, dataset, sampler), start=1):
             yield finish(batch)
+            advance(number)
 
     def update() -> None:
         set_train_mode(state.objective.trainable, cfg.INIT.TRAINABLE == "classifier")
-        used = update_bn_statistics(
-            state.objective.trainable.student,
-            views(),
-            cfg.BN.NUM_BATCHES_PRECISE,
-            autocast=session.precision.autocast,
-            all_reduce_sum=distributed.all_reduce_sum,
-        )
+        with session.progress.work("BN statistics", cfg.BN.NUM_BATCHES_PRECISE) as advance:
+            used = update_bn_statistics(
+                state.objective.trainable.student,
+                views(advance),
+                cfg.BN.NUM_BATCHES_PRECISE,
+                autocast=session.precision.autocast,
+                all_reduce_sum=distributed.all_reduce_sum,
+            )
         logger.info("BN statistics recomputed on %d batches", used)
 
     return update
