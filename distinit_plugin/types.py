@@ -114,6 +114,7 @@ class StepOutput(NamedTuple):
     terms: dict[str, Tensor]  # each part, unweighted, detached
     report: dict[str, Tensor]  # logged only (teacher entropy, kept fraction, agreement, top-1, …)
     normalizer: Tensor  # number of examples that the mean is over
+    report_weights: dict[str, Tensor]  # of each entry of the report: the number of examples that it is a mean over
 
 
 @runtime_checkable

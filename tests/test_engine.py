@@ -29,7 +29,7 @@ from distinit_plugin.engine.train import Trainer, TrainOptions, set_train_mode
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter
-from distinit_plugin.types import BadVideo, SampleKey
+from distinit_plugin.types import BadVideo, ModelOutput, SampleKey
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 4, 4
@@ -207,6 +207,64 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(gate, gate_mean):
     assert_equal_weights(whole, parts, rtol=1e-4, atol=1e-7)
     for name in ("loss", "loss/TEACHER", "kept/TEACHER", "entropy/TEACHER"):
         assert parts_means[name] == pytest.approx(whole_means[name], rel=1e-5)
+
+
+class Echo(nn.Module):
+    """Logits are the view's own numbers, plus a bias that can be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.layers, self.feature_dim, self.num_classes = {}, 3, 3
+
+    def forward(self, views, *, boxes=None, taps=()):
+        logits = views["rgb"].flatten(1) + self.bias
+        return ModelOutput(logits, logits, {})
+
+
+def echo_trainer(accumulate):
+    """Student and teacher that say what is in their views, and a gate that skips what the teacher is unsure of."""
+    term = Term("TEACHER", "logits", build_loss("soft_cross_entropy"), 1.0, "TEACHER", max_entropy=0.5)
+    objective = Objective(Echo(), [term], {"TEACHER": Echo().requires_grad_(False).eval()}, {}, gate="skip")
+    trainer = trainer_of(objective=objective, options={"accumulate": accumulate}, max_epoch=1)
+    trainer.finish = lambda batch: batch["views"]
+    return trainer
+
+
+SURE, UNSURE = torch.eye(3)[0] * 20, torch.zeros(3)  # entropies of 0 and log 3 nats
+RIGHT, WRONG = torch.eye(3)[0], torch.eye(3)[1]
+MICRO_BATCHES = [
+    ([SURE, UNSURE, UNSURE, UNSURE], [RIGHT, RIGHT, RIGHT, RIGHT]),  # sees 1, agrees on 1
+    ([SURE, SURE, UNSURE, SURE], [WRONG, RIGHT, RIGHT, WRONG]),  # sees 3, agrees on 1
+    ([UNSURE, SURE, SURE, UNSURE], [RIGHT, WRONG, WRONG, WRONG]),  # sees 2, agrees on 0
+    ([SURE, SURE, SURE, SURE], [RIGHT, RIGHT, RIGHT, WRONG]),  # sees 4, agrees on 3
+]
+
+
+def echo_batch(number):
+    teacher, student = ([row.view(3, 1, 1, 1) for row in rows] for rows in MICRO_BATCHES[number])
+    batch = batch_of(keys_of(0, 0), labeled=False)
+    return {**batch, "views": {"student/rgb": torch.stack(student), "TEACHER/rgb": torch.stack(teacher)}}
+
+
+def test_agreement_is_over_the_examples_that_the_student_saw():
+    """By hand: of 10 clips that the student saw it agreed on 5; a mean weighted by batches would be 0.521."""
+    together = echo_trainer(4)
+    together.run_step(iter([echo_batch(number) for number in range(4)]))
+    means = together.state.epoch_meter.read()
+    assert means["agreement/TEACHER"] == pytest.approx(5 / 10)
+    assert means["kept/TEACHER"] == pytest.approx(10 / 16)
+    assert pytest.approx(0.521, abs=1e-3) == (1 + 1 / 3 + 0 + 3 / 4) / 4
+
+    ranks = [echo_trainer(2), echo_trainer(2)]  # each has two of the micro-batches
+    for rank, trainer in enumerate(ranks):
+        trainer.run_step(iter([echo_batch(2 * rank), echo_batch(2 * rank + 1)]))
+    tables = []
+    for trainer in ranks:
+        trainer.state.epoch_meter.read(lambda table: tables.append(table) or table)
+    joined = ranks[0].state.epoch_meter.read(lambda table: sum(tables))
+    assert joined["agreement/TEACHER"] == pytest.approx(5 / 10)
+    assert joined["kept/TEACHER"] == pytest.approx(10 / 16)
 
 
 def test_clipping_reaches_the_optimizer():

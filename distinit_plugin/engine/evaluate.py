@@ -349,7 +349,7 @@ def mean_terms(
             for name, count in prepared.counts.items():
                 # What a term's mean is over may be the kept examples alone.
                 meter.update({term_key(name): output.terms[term_key(name)]}, count)
-            meter.update(output.report, output.normalizer)
+            meter.update(output.report, output.report_weights)
     for names in gather_objects(meter.names):  # a rank without clips takes part in the sums with nothing
         meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
     means = meter.read(all_reduce_sum)

@@ -285,13 +285,13 @@ class Trainer:
                 self._guard.watch(self.step, output.loss, output.terms, batch["paths"])
                 precision.backward(output.loss)
             _add(shares, {"loss": output.loss.detach(), **output.terms})
-            self._note(output.report, item.num_examples)
+            self._note(output.report, output.report_weights)
         self._note(shares, torch.stack([item.num_examples for item in prepared]).sum())
         precision.step(optimizer, self.options.clip_value, self.options.clip_norm)
 
-    def _note(self, values: Mapping[str, Tensor], num_examples: Tensor) -> None:
+    def _note(self, values: Mapping[str, Tensor], weight: Tensor | Mapping[str, Tensor]) -> None:
         for meter in (self._window_meter, self.state.epoch_meter):
-            meter.update(values, num_examples)
+            meter.update(values, weight)
 
     def _targets(self, batch: Batch) -> dict[str, Tensor]:
         return {name: target.to(self.device, non_blocking=True) for name, target in batch["targets"].items()}

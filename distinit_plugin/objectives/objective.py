@@ -204,14 +204,15 @@ class Objective:
             ``loss`` and ``terms`` (``loss/TERM``) are this batch's share: their sum over the micro-batches of a step,
             averaged over ranks, is the step's mean. ``report`` has ``entropy/TERM``, ``kept/TERM``, ``agreement/TERM``
             (fraction of examples whose prediction has the teacher's top class, among those that the student saw) and,
-            with labels and a classifier, ``top1`` and ``top5`` (fractions). ``normalizer`` is B.
+            with labels and a classifier, ``top1`` and ``top5`` (fractions of the same). ``normalizer`` is B.
+            ``report_weights`` joins reports of several batches to exact means.
         """
         # Without gradients the ranks have nothing to exchange, and need not have equally many batches.
         forward = self._forward if torch.is_grad_enabled() else self.trainable
         output, predictions = forward(prepared.views)
         loss = torch.zeros((), device=prepared.num_examples.device)
         terms: dict[str, Tensor] = {}
-        report = dict(prepared.report)
+        report, seen_report = dict(prepared.report), {}
         with torch.autocast(loss.device.type, enabled=False):
             for term in self.terms:
                 target = prepared.targets[term.name]
@@ -222,11 +223,13 @@ class Objective:
                 loss = loss + term.weight * part
                 terms[f"loss/{term.name}"] = part.detach()
                 if term.teacher is not None and term.teacher_layer == "logits":
-                    report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
+                    seen_report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
             if prepared.labels is not None and output.logits is not None:
-                report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
-                report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)
-        return StepOutput(loss, terms, report, prepared.num_examples)
+                seen_report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
+                seen_report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)
+        seen = torch.full_like(prepared.num_examples, len(next(iter(prepared.views.values()))))
+        report_weights = dict.fromkeys(report, prepared.num_examples) | dict.fromkeys(seen_report, seen)
+        return StepOutput(loss, terms, report | seen_report, prepared.num_examples, report_weights)
 
     def _run_teacher(self, name: str, views: Mapping[str, Tensor]) -> ModelOutput:
         with torch.no_grad():  # a frozen teacher runs in inference mode by itself and gives ordinary tensors
