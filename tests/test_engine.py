@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def trainer_of(folder: Path | None = None, *, max_epoch=3, objective=None, batch
         state,
         train_batches=batches or batches_in(options.accumulate),
         steps_per_epoch=STEPS,
-        finish=finish,
+        finish=changes.pop("finish", finish),
         device=CPU,
         options=options,
         checkpointer=Checkpointer(folder, keep=keep) if folder else None,
@@ -226,9 +227,8 @@ def echo_trainer(accumulate):
     """Student and teacher that say what is in their views, and a gate that skips what the teacher is unsure of."""
     term = Term("TEACHER", "logits", build_loss("soft_cross_entropy"), 1.0, "TEACHER", max_entropy=0.5)
     objective = Objective(Echo(), [term], {"TEACHER": Echo().requires_grad_(False).eval()}, {}, gate="skip")
-    trainer = trainer_of(objective=objective, options={"accumulate": accumulate}, max_epoch=1)
-    trainer.finish = lambda batch: batch["views"]
-    return trainer
+    options = {"accumulate": accumulate}
+    return trainer_of(objective=objective, options=options, max_epoch=1, finish=lambda batch: batch["views"])
 
 
 SURE, UNSURE = torch.eye(3)[0] * 20, torch.zeros(3)  # entropies of 0 and log 3 nats
@@ -265,6 +265,42 @@ def test_agreement_is_over_the_examples_that_the_student_saw():
     joined = ranks[0].state.epoch_meter.read(lambda table: sum(tables))
     assert joined["agreement/TEACHER"] == pytest.approx(5 / 10)
     assert joined["kept/TEACHER"] == pytest.approx(10 / 16)
+
+
+@pytest.mark.parametrize(("gate_mean", "limit", "held"), [("all", 1.05, 0), ("kept", None, 0), ("kept", 1.05, 3)])
+def test_memory_does_not_grow_with_the_number_of_micro_batches(gate_mean, limit, held):
+    """Nothing is left of one micro-batch when the next is taken, unless the mean depends on all of a step."""
+    student, teacher = ToyNetwork(3, seed=1), teacher_network()
+    term = Term("TEACHER", "features", build_loss("soft_cross_entropy"), 1.0, "TEACHER", max_entropy=limit)
+    adapters = {"TEACHER": build_adapter("linear", student, "features", teacher, "logits")}
+    objective = Objective(student, [term], {"TEACHER": teacher}, adapters, gate_mean=gate_mean)
+    pixels, views, alive = [], [], []
+
+    def batches():
+        for number in range(8):
+            alive.append([sum(ref() is not None for ref in refs) for refs in (pixels, views)])
+            yield batch_of([SampleKey(0, number, number)])
+
+    def followed(batch):
+        made = finish(batch)
+        pixels.append(weakref.ref(batch["views"][SPEC.pixels]))
+        views.append(weakref.ref(made["student/rgb"]))
+        return made
+
+    trainer = trainer_of(objective=objective, options={"accumulate": 4}, finish=followed)
+    stream = batches()
+    for _ in range(2):
+        trainer.run_step(stream)
+    assert len(views) == 8
+    assert max(taken for taken, _ in alive) == 0
+    assert [left for _, left in alive] == 2 * [min(number, held) for number in range(4)]
+
+
+def test_micro_batches_of_other_sizes_are_refused():
+    """Each is divided by what the first says about all."""
+    trainer = trainer_of(options={"accumulate": 2})
+    with pytest.raises(AssertionError, match="micro-batches of 2 and 1 clips"):
+        trainer.run_step(iter([batch_of(keys_of(0, 0)[:2]), batch_of(keys_of(0, 0)[:1])]))
 
 
 def test_clipping_reaches_the_optimizer():
@@ -478,8 +514,7 @@ def poisoned_finish(batch):
 
 
 def test_a_loss_that_is_not_finite_stops_with_names_and_keeps_the_checkpoints(tmp_path):
-    trainer = trainer_of(tmp_path, batches=batches_in(change=poison))
-    trainer.finish = poisoned_finish
+    trainer = trainer_of(tmp_path, batches=batches_in(change=poison), finish=poisoned_finish)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     text = str(caught.value)

@@ -62,6 +62,7 @@ class ClipLoader(DataLoader[Any]):
                     ) from error
                 raise
             yield batch
+            del batch  # or two would be alive while the next is fetched
 
 
 class _Function(Dataset[Any]):

@@ -95,6 +95,11 @@ def combine_counts(
     return dict(zip(names, (total.clamp(min=1) / world_size).unbind(), strict=True))
 
 
+def even_counts(prepared: Prepared, num_micro_batches: int) -> dict[str, Tensor]:
+    """``combine_counts`` where every example counts and all micro-batches, on all ranks, are equally large."""
+    return {name: count * num_micro_batches for name, count in prepared.counts.items()}
+
+
 class Objective:
     """Student + terms + frozen teachers → the loss of a batch.
 
@@ -140,6 +145,11 @@ class Objective:
         self._teacher_taps = {
             name: tapped_layers(term.teacher_layer for term in terms if term.teacher == name) for name in self.teachers
         }
+
+    @property
+    def counts_vary(self) -> bool:
+        """Whether the data decide what means are over, so that ``combine_counts`` needs all parts of a step."""
+        return self.gate_mean == "kept" and any(term.max_entropy is not None for term in self.terms)
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Run the trainable through ``wrapper(trainable)`` (DDP, ``torch.compile``) from now on; returns that.
