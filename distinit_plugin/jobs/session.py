@@ -116,7 +116,7 @@ class Session:
 
         Args:
             network: On the device.
-            specs: Its training views by its own names.
+            specs: The views that it is going to see, by its own names.
         """
         module = self.place(network)
         has_convolutions = any(isinstance(part, Conv3d) for part in module.modules())
