@@ -6,15 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from small_jobs import brightness_teacher, checkpoint, labelled, small_cfg, write_teacher, write_videos
+from small_jobs import brightness_teacher, checkpoint, labelled, small_cfg, write_teacher
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +18,10 @@ def distill(tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def videos(good, tmp_path) -> Path:
-    """Copies (links) of the good ones, which a test may spoil."""
-    for path in good.rglob("*.mp4"):
-        link = tmp_path / "videos" / path.relative_to(good)
+def videos(videos, tmp_path) -> Path:
+    """Links to those of all tests: a test may put others in their places."""
+    for path in videos.rglob("*.mp4"):
+        link = tmp_path / "videos" / path.relative_to(videos)
         link.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, link)
     return tmp_path / "videos"

@@ -18,7 +18,6 @@ from small_jobs import (
     state_of,
     weights_of,
     write_teacher,
-    write_videos,
 )
 
 from distinit_plugin.engine.guard import TrainingError
@@ -31,11 +30,6 @@ from distinit_plugin.jobs.running import run
 def train(cfg):
     """What the training of a run gave; there is nothing to test in these."""
     return run(cfg).training
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")

@@ -68,11 +68,6 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def local_rank() -> int:
-    """Number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _active() else 0
-
-
 def is_main() -> bool:
     """Whether this process writes logs and files."""
     return rank() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -147,14 +146,6 @@ class CorpusReport:
         writer.writerow(Finding._fields)
         writer.writerows(self.findings)
         write_text(path, text.getvalue())
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the summary.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
-        write_text(path, json.dumps(self.summary(), indent=2) + "\n")
 
 
 def check_corpus(
