@@ -13,6 +13,7 @@ from distinit_plugin.data.dataset import ClipDataset
 from distinit_plugin.data.loader import ClipLoader, build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler
 from distinit_plugin.engine import distributed, optim
+from distinit_plugin.engine.progress import NoProgress, ProgressView
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.losses import build_loss
@@ -329,10 +330,25 @@ def build_train_loader(cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler)
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset: ClipDataset, *, num_crops: int = 1) -> ClipLoader:
-    """Every clip and crop of every video once, dealt to the ranks by video."""
-    clips = dataset.clips_per_video(num_workers=cfg.DATA_LOADER.NUM_WORKERS)
-    sampler = ViewSampler(clips, num_crops, rank=distributed.rank(), world_size=distributed.world_size())
+def build_test_loader(
+    cfg: CfgNode, dataset: ClipDataset, *, num_crops: int = 1, progress: ProgressView | None = None
+) -> ClipLoader:
+    """Every clip and crop of every video once, dealt to the ranks by video.
+
+    All ranks must call it: dense clips are counted first, by each rank those of its own videos; ``progress`` shows it.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    own_videos = len(range(rank, len(dataset), world_size))
+    shown = progress if progress is not None and dataset.has_dense_clips else NoProgress()
+    with shown.work("counting clips", own_videos) as advance:
+        clips = dataset.clips_per_video(
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+            rank=rank,
+            world_size=world_size,
+            gather_objects=distributed.gather_objects,
+            on_video=advance,
+        )
+    sampler = ViewSampler(clips, num_crops, rank=rank, world_size=world_size)
     return build_loader(
         dataset,
         sampler,

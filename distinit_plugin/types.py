@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -77,7 +77,6 @@ class Sample(TypedDict):
     path: str  # the file that was really read (a replacement when the one asked for is bad)
     targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1
     bad: list[BadVideo]  # files met on the way that had to be skipped
-    boxes: NotRequired[Tensor]  # (N,4) pixels of the student's view; crop and flip act here too
 
 
 class Batch(TypedDict):
@@ -88,7 +87,6 @@ class Batch(TypedDict):
     paths: list[str]
     targets: dict[str, Tensor]  # "label": (B,) int64
     bad: list[BadVideo]
-    boxes: NotRequired[list[Tensor]]
 
 
 class LayerInfo(NamedTuple):
@@ -114,6 +112,7 @@ class StepOutput(NamedTuple):
     terms: dict[str, Tensor]  # each part, unweighted, detached
     report: dict[str, Tensor]  # logged only (teacher entropy, kept fraction, agreement, top-1, …)
     normalizer: Tensor  # number of examples that the mean is over
+    report_weights: dict[str, Tensor]  # of each entry of the report: the number of examples that it is a mean over
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_jobs import write_videos
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,3 +20,9 @@ def assets() -> Path:
     if not folder:
         pytest.skip("DISTINIT_TEST_ASSETS is not set: no real files")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """The small corpora of ``write_videos``; no test may change them."""
+    return write_videos(tmp_path_factory.mktemp("videos"))

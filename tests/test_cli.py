@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_jobs import labelled, small_settings, write_corpus, write_videos
+from small_jobs import labelled, small_settings, write_corpus
 
 from distinit_plugin import cli
 from distinit_plugin.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from distinit_plugin.models.conv import (
     ConvCase,
     adopt_convolutions,
     check_convolutions,
-    choose_formulations,
     hardware_has_bf16,
     record_cases,
 )
@@ -261,13 +260,12 @@ def test_check_leaves_the_network_as_it_was() -> None:
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_choice_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_in_fp32() -> None:
     network = Toy()
-    report = choose_formulations(network, VIEWS, device=CPU)
+    report = check_convolutions(network, VIEWS, dtype=torch.float32, device=CPU)
     assert set(formulations(network)) <= {"conv3d", "conv2d"}
     assert not report.repaired
-    monkeypatch.setattr(conv, "measure_case", None)  # a fixed choice measures nothing
-    choose_formulations(network, VIEWS, device=CPU, timing=False)
+    check_convolutions(network, VIEWS, dtype=torch.float32, device=CPU, timing=False)
     assert formulations(network) == ["conv3d"] * 3
 
 

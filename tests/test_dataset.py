@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -182,11 +183,11 @@ def test_validation_takes_the_middle(videos, tmp_path):
 def test_dense_clips(videos, tmp_path):
     paths = [good(videos)[0], str(videos / "odd" / "short.mp4"), str(videos / "odd" / "text.mp4")]
     data = dataset(paths, tmp_path, split="test", test_clips="dense", dense_stride=5)
-    seen = []
     for num_workers in (0, 2):
-        counts = data.clips_per_video(num_workers=num_workers, on_progress=lambda *done: seen.append(done))
+        seen = []
+        counts = data.clips_per_video(num_workers=num_workers, on_video=seen.append)
         assert counts.tolist() == [3, 1, 1]
-    assert seen[-1] == (3, 3)
+        assert seen == [1, 2, 3]
     samples = [data[key] for key in ViewSampler(counts)]
     assert [frames_of(s["views"][CLIP.pixels]) for s in samples if s["views"]] == [
         [0, 2, 4, 6],
@@ -195,6 +196,37 @@ def test_dense_clips(videos, tmp_path):
         [0, 2, 1, 0],  # a short video loops
     ]
     assert [bad.path for sample in samples for bad in sample["bad"]] == [paths[2]]
+
+
+def test_each_rank_counts_its_own_dense_clips(videos, tmp_path, monkeypatch):
+    paths = [str(videos / "odd" / "short.mp4"), *good(videos)[:2]]
+    data = dataset(paths, tmp_path, split="test", test_clips="dense", dense_stride=5)
+    opened, parts = [], []
+
+    def count(index: int) -> int:
+        opened.append(index)
+        return ClipDataset.count_clips(data, index)
+
+    def send(part: np.ndarray) -> list[np.ndarray]:
+        parts.append(part)
+        raise InterruptedError
+
+    monkeypatch.setattr(data, "count_clips", count)
+    for rank, own in enumerate(([0, 2], [1])):
+        opened.clear()
+        with pytest.raises(InterruptedError):
+            data.clips_per_video(rank=rank, world_size=2, gather_objects=send)
+        assert opened == own
+    for rank in range(2):
+        counts = data.clips_per_video(rank=rank, world_size=2, gather_objects=lambda _: parts)
+        assert counts.tolist() == [1, 3, 3]
+
+
+def test_a_counting_process_that_dies_is_one_sentence(videos, tmp_path, monkeypatch):
+    data = dataset(good(videos)[:2], tmp_path, split="test", test_clips="dense")
+    monkeypatch.setattr(data, "count_clips", lambda index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"A decoding process died .*DATA_LOADER\.NUM_WORKERS"):
+        data.clips_per_video(num_workers=1)
 
 
 def test_bad_video_of_a_test_set_is_left_out_and_named(videos, tmp_path):

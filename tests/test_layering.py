@@ -15,6 +15,7 @@ PACKAGE = ROOT / "distinit_plugin"
 
 LAYERS = (
     {"types", "errors", "registry", "version"},
+    {"files"},
     {"video"},
     {"models"},
     {"weights"},

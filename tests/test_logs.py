@@ -5,12 +5,13 @@ import json
 import logging
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
-from distinit_plugin.engine import meters
+from distinit_plugin.engine import meters, progress
 from distinit_plugin.engine.curves import plot_curves, read_curves
 from distinit_plugin.engine.meters import JsonLogger, MeanMeter, json_line
 from distinit_plugin.engine.progress import BarProgress, NoProgress, PlainProgress, RunLog, Status, open_progress
@@ -105,10 +106,10 @@ def test_run_log_puts_all_lines_in_the_file_and_people_lines_on_the_console(tmp_
     json_logger = JsonLogger(tmp_path / "run")
     json_logger.iteration({"_type": "train_iter_", "loss": 1.0})
     json_logger.epoch({"_type": "train_epoch", "loss": 1.0})
-    with open_progress(log.console, enabled=True, main=True) as progress:
-        assert isinstance(progress, PlainProgress)
-        progress.advance(5, 10)
-        progress.show(5, 10, STATUS)
+    with open_progress(log.console, enabled=True, main=True) as view:
+        assert isinstance(view, PlainProgress)
+        view.advance(5, 10)
+        view.show(5, 10, STATUS)
     log.close()
     logging.getLogger("distinit_plugin").info("after the end")
     everything = (tmp_path / "run" / "stdout.log").read_text()
@@ -138,13 +139,59 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_bar_on_a_terminal_shows_the_figures():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160)
-    with open_progress(console, enabled=True, main=True) as progress:
-        assert isinstance(progress, BarProgress)
-        progress.advance(5, 10)
-        progress.show(5, 10, STATUS)
+    with open_progress(console, enabled=True, main=True) as view:
+        assert isinstance(view, BarProgress)
+        view.advance(5, 10)
+        view.show(5, 10, STATUS)
     for words in ("5/10", "loss 1.2500", "lr 0.01", "12.5 clips/s", "data wait 4 %", "1:01:40 left"):
         assert words in screen.getvalue()
     assert isinstance(open_progress(console, enabled=False, main=True), PlainProgress)
+
+
+def test_other_works_have_bars_of_their_own():
+    """Beside the training's, and alone; each leaves when it ends, also when it fails."""
+    screen = io.StringIO()
+    view = open_progress(Console(file=screen, force_terminal=True, width=160), enabled=True, main=True)
+
+    def shown() -> str:
+        view._bar.refresh()
+        text = screen.getvalue()
+        screen.truncate(0)
+        screen.seek(0)
+        return text
+
+    with view:
+        view.advance(5, 10)
+        with view.work("validation", 40) as advance:
+            advance(7)
+            text = shown()
+            assert "7/40" in text
+            assert "train" in text
+        assert "validation" not in shown()
+    screen.truncate(0)
+
+    def interrupted() -> None:
+        with view.work("test", 30) as advance:
+            advance(8)
+            texts.append(shown())
+            raise KeyboardInterrupt
+
+    texts: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "8/30" in texts[0]
+    assert "train" not in texts[0]
+    assert not view._bar.live.is_started
+    assert view._bar.tasks == []
+
+
+def test_long_works_have_lines_where_there_is_no_terminal(caplog, monkeypatch):
+    clock = iter([0.0, 1.0, 31.0, 31.0, 32.0, 61.5, 61.5])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO", logger="distinit_plugin"), PlainProgress().work("test", 50) as advance:
+        for done in (10, 20, 30, 40):
+            advance(done)
+    assert [record.getMessage() for record in caplog.records] == ["test 20/50", "test 40/50"]
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path):

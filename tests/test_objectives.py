@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distinit_plugin.engine.meters import MeanMeter
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import build_loss, entropy
 from distinit_plugin.objectives import Objective, Term, Trainable, build_adapter, combine_counts, match_grid
@@ -266,6 +267,30 @@ def test_skip_shows_the_student_only_what_a_term_keeps():
     whole = two_teachers("weight")
     whole(views, {})
     assert whole.trainable.student.batch_sizes == [8]
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3, 5), (5, 3)])
+def test_reports_of_parts_join_to_the_report_of_the_whole(sizes):
+    """Parts differ in how many examples the student sees; entropies are over all examples, agreements over those."""
+    views = make_views(8)
+    objective = two_teachers("skip")
+    meter, edges = MeanMeter(), [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for a, b in pairwise(edges):
+        output = objective(rows(views, a, b), {})
+        assert output.report.keys() == output.report_weights.keys()
+        meter.update(output.report, output.report_weights)
+    logits = {name: teacher_logits(objective, name, views) for name in "AB"}
+    kept = {name: entropy(logits[name]) < limit for name, limit in LIMITS.items()}
+    seen = kept["A"] | kept["B"]
+    for a, b in pairwise(edges):
+        assert seen[a:b].any(), "a part without kept examples shows one all the same"
+    features = objective.trainable.student({"rgb": views["student/rgb"]}).features
+    means = meter.read()
+    for name in "AB":
+        agree = objective.trainable.adapters[name](features).argmax(1) == logits[name].argmax(1)
+        assert means[f"agreement/{name}"] == pytest.approx(float(agree[seen].float().mean()))
+        assert means[f"entropy/{name}"] == pytest.approx(float(entropy(logits[name]).mean()), rel=1e-5)
+        assert means[f"kept/{name}"] == pytest.approx(float(kept[name].float().mean()))
 
 
 def test_nothing_is_skipped_beside_a_term_without_a_gate():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_jobs import SIZE, small_settings, write_teacher, write_videos
+from small_jobs import SIZE, small_settings, write_teacher
 from torch.utils.data import DataLoader, Dataset
 
 import distinit_plugin
@@ -74,9 +74,9 @@ def test_objective_in_a_plain_loop(tmp_path):
     assert again({"rgb": clips}).logits.shape == (8, 2)
 
 
-def test_run_and_predict_from_python(tmp_path):
+def test_run_and_predict_from_python(videos, tmp_path):
     """The lines of the README: a configuration made in Python, a run, a prediction."""
-    videos = write_videos(tmp_path / "videos")
+
     cfg = get_cfg()
     settings = small_settings(videos, tmp_path / "run")
     for node in ("DATA", "DATA_LOADER", "MODEL", "RESNET", "NETWORK", "TRAIN", "SOLVER", "RUNNER"):

@@ -18,18 +18,12 @@ from small_jobs import (
     weights_of,
     write_corpus,
     write_teacher,
-    write_videos,
 )
 
 from distinit_plugin import build
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")

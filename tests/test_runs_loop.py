@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,22 +18,18 @@ from small_jobs import (
     state_of,
     weights_of,
     write_teacher,
-    write_videos,
 )
 
 from distinit_plugin.engine.guard import TrainingError
+from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs import session
 from distinit_plugin.jobs.running import run
 
 
 def train(cfg):
     """What the training of a run gave; there is nothing to test in these."""
     return run(cfg).training
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +189,27 @@ def test_dry_run_writes_nothing(videos, distill, tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in ("GMAC", "clips/s", "IMAGENET", "4 × 3 × 4 × 32 × 32"):
         assert word in printed
+
+
+def test_everything_long_is_shown(videos, tmp_path, monkeypatch):
+    """Validations and BN statistics within the training, dense counting and the test after it, each to its end."""
+    shown = []
+
+    class Screen(NoProgress):
+        @contextmanager
+        def work(self, name, total):
+            done = []
+            yield done.append
+            shown.append((name, total, done))
+
+    monkeypatch.setattr(session, "open_progress", lambda *_, **__: Screen())
+    sections = labelled(videos, TRAIN="train", VAL="test", TEST="test")
+    sections["CORPUS"] |= {"TEST_CLIPS": "dense", "DENSE_STRIDE": 4}
+    sections |= {"TEST": {"ENABLE": True, "BATCH_SIZE": 4}, "BN": {"USE_PRECISE_STATS": True, "NUM_BATCHES_PRECISE": 3}}
+    run(small_cfg(videos, tmp_path / "run", **sections))
+    assert [name for name, _, _ in shown] == ["BN statistics", "validation", "counting clips", "test"]
+    assert [total for _, total, _ in shown] == [3, 2, 6, 3]  # 6 videos; 12 clips of 12 frames each, 2 per video
+    assert all(done == list(range(1, total + 1)) for _, total, done in shown[1:])
 
 
 def test_pyslowfast_lists(videos, tmp_path):

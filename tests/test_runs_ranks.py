@@ -1,7 +1,9 @@
 """Two processes started by torchrun do what one does."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,9 @@ from small_jobs import (
     write_videos,
 )
 
+from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.jobs.running import run
+from distinit_plugin.types import SampleKey
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +37,12 @@ def videos(tmp_path_factory) -> Path:
     return folder
 
 
-def _torchrun(config: Path) -> str:
+def _bad_names(output: Path) -> list[str]:
+    with open(output / "bad_videos.csv", newline="") as file:
+        return sorted(Path(row["path"]).name for row in csv.DictReader(file))
+
+
+def _torchrun(config: Path, code: int = 0) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -43,7 +52,7 @@ def _torchrun(config: Path) -> str:
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -69,6 +78,8 @@ def test_two_ranks_train_and_test_as_one(videos, tmp_path):
     assert metrics["top1"] == expected["top1"]
     assert metrics["clip_loss"] == pytest.approx(expected["clip_loss"], rel=1e-4)
     assert [Path(bad["path"]).name for bad in metrics["bad"]] == ["video102.mp4"]
+    assert _bad_names(together) == ["video102.mp4"]  # met in two validations and the test, by one rank alone
+    assert printed.count("bad video ") == 1
     for kind in ("train_iter_", "train_epoch", "val_epoch"):
         ours, theirs = json_stats(alone, kind), json_stats(together, kind)
         assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], abs=2e-4)
@@ -108,3 +119,37 @@ def test_two_ranks_validate_what_the_checkpoint_holds(videos, tmp_path):
     metrics = json.loads((output / "test" / "metrics.json").read_text())
     assert metrics["num_videos"] == 1
     assert json_stats(output, "val_epoch")[-1]["loss"] == pytest.approx(metrics["clip_loss"], abs=2e-5)
+
+
+def test_bad_videos_of_two_ranks_are_one_account(videos, tmp_path):
+    """Each rank meets two of four bad videos, which is allowed; together they are too many."""
+    corpus = tmp_path / "corpus" / "train"
+    corpus.mkdir(parents=True)
+    good = sorted((videos / "train").rglob("*.mp4"))[:8]
+    for number, path in enumerate(good):
+        os.link(path, corpus / f"good{number}.mp4")
+    for number in range(4):
+        (corpus / f"bad{number}.mp4").write_bytes(b"not a video")
+    output = tmp_path / "run"
+    entry = brightness_teacher(write_teacher(tmp_path / "teacher.pth"))
+    settings = {
+        "DISTILL": {"TEACHERS": {"IMAGENET": entry}},
+        "TRAIN": {"BATCH_SIZE": 12},  # every video in one step
+        "CORPUS": {"MAX_BAD_FRACTION": 0.3},
+    }
+    small_cfg(corpus.parent, output, **settings)
+    printed = _torchrun(tmp_path / "run.yaml", code=1)
+    assert "4 of 12 videos are bad, more than CORPUS.MAX_BAD_FRACTION 0.3" in printed
+    assert _bad_names(output) == [f"bad{number}.mp4" for number in range(4)]
+    assert len(re.findall("bad video ", (output / "stdout.log").read_text())) == 4
+    assert not checkpoint(output).exists()
+    # The folder is sorted: the bad ones have the first indices.
+    met = [{key.index for key in _first_step(len(good) + 4, rank)} for rank in range(2)]
+    assert [len(indices & set(range(4))) for indices in met] == [2, 2], "the test needs bad videos on both ranks"
+
+
+def _first_step(num_videos: int, rank: int) -> list[SampleKey]:
+    sampler = ClipSampler(
+        [num_videos], None, num_clips_per_epoch=0, global_batch_size=12, seed=0, rank=rank, world_size=2
+    )
+    return list(sampler)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_jobs import checkpoint, labelled, small_cfg, write_corpus, write_videos
+from small_jobs import checkpoint, labelled, small_cfg, write_corpus
 
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.paths import path_problems
@@ -13,11 +13,6 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,16 @@ from small_jobs import (
     state_of,
     weights_of,
     write_teacher,
-    write_videos,
 )
 
 from distinit_plugin import build
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs import probing
 from distinit_plugin.jobs.prediction import predict
 from distinit_plugin.jobs.probing import probe
 from distinit_plugin.jobs.running import run
+from distinit_plugin.jobs.session import Session
 from distinit_plugin.jobs.splits import run_splits
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +150,32 @@ def test_probe_of_frozen_features(videos, pretrained, tmp_path, capsys):
     assert json.loads((output / "probe.json").read_text())["knn"] == result.knn
     assert "3-NN" in capsys.readouterr().out
     assert checkpoint(pretrained, 2).read_bytes() == before
+
+
+def test_probe_refuses_lists_of_different_classes(videos, pretrained, tmp_path, monkeypatch):
+    corpora = labelled(videos)
+    other = tmp_path / "other"
+    for name, new in zip(CLASSES, ("blurred", "dark"), strict=True):
+        (other / new).mkdir(parents=True)
+        os.link(videos / "test" / name / "video100.mp4", other / new / "video100.mp4")
+    corpora["CORPUS"]["TEST"]["VIDEOS"]["PATH"] = str(other)
+    cfg = small_cfg(videos, tmp_path / "run", **corpora, TEST={"CHECKPOINT_FILE_PATH": str(checkpoint(pretrained, 2))})
+    monkeypatch.setattr(probing, "extract_features", None)  # before anything is decoded
+    with pytest.raises(UserError, match=r"CORPUS\.TEST: its classes .* class 0 was 'bright' and is 'blurred' here"):
+        probe(cfg)
+
+
+def test_probe_and_prediction_check_their_convolutions(videos, pretrained, finetuned, tmp_path, monkeypatch):
+    seen = []
+
+    def check(self, network, specs):
+        seen.append((type(network).__name__, list(specs)))
+
+    monkeypatch.setattr(Session, "check_convolutions", check)
+    weights = str(checkpoint(pretrained, 2))
+    probe(small_cfg(videos, tmp_path / "run", **labelled(videos), TEST={"CHECKPOINT_FILE_PATH": weights}))
+    predict([str(videos / "test" / "dark" / "video100.mp4")], checkpoint=str(checkpoint(finetuned, 3)), num_clips=1)
+    assert seen == [("R2Plus1D", ["rgb"])] * 2
 
 
 def _write_ucf_lists(folder: Path) -> None:

@@ -116,7 +116,7 @@ _C.CORPUS.TEST_SCALE = 0  # short side from which test crops are cut, pixels; 0:
 _C.CORPUS.TEST_CLIPS = "uniform"  # "uniform": TEST.NUM_ENSEMBLE_VIEWS clips; "dense": one every CORPUS.DENSE_STRIDE
 _C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
 _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad
-_C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of the corpus than this is bad
+_C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of its training, validation or test videos are bad
 _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
 
 CORPUS_ENTRY = CfgNode()

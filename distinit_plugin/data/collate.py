@@ -23,16 +23,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
         The batch; ``views`` are uint8 (B,C,T,H,W).
     """
     good = [sample for sample in samples if sample["views"]]
-    batch: Batch = {
+    return {
         "views": _join([sample["views"] for sample in good]),
         "keys": [sample["key"] for sample in good],
         "paths": [sample["path"] for sample in good],
         "targets": _join([sample["targets"] for sample in good]),
         "bad": [bad for sample in samples for bad in sample["bad"]],
     }
-    if good and all("boxes" in sample for sample in good):
-        batch["boxes"] = [sample["boxes"] for sample in good]
-    return batch
 
 
 def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from distinit_plugin.data.loader import start_worker, worker_context
+from distinit_plugin.data.loader import read_items
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
 from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
@@ -66,6 +66,7 @@ class ClipDataset(Dataset[Sample]):
     Attributes:
         videos: The corpora under one index.
         specs: The views that each sample holds, by the caller's names.
+        has_dense_clips: The number of test clips of a video depends on its length.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class ClipDataset(Dataset[Sample]):
         self._test_scale = test_scale or clip_spec.crop_size
         self._num_clips = num_clips
         self._num_crops = num_crops
-        self._dense = test_clips == "dense" and not self._train
+        self.has_dense_clips = test_clips == "dense" and not self._train
         self._dense_stride = dense_stride
         self._timeout = timeout
         self._cache = IndexCache(index_cache or None)
@@ -157,7 +158,13 @@ class ClipDataset(Dataset[Sample]):
         return {"views": {}, "key": key, "path": record.path, "targets": {}, "bad": bad}
 
     def clips_per_video(
-        self, *, num_workers: int = 0, on_progress: Callable[[int, int], None] | None = None
+        self,
+        *,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        gather_objects: Callable[[Any], list[Any]] = lambda value: [value],
+        on_video: Callable[[int], None] = lambda done: None,
     ) -> np.ndarray:
         """Number of test clips of each video, int64 (len(self),), for ``ViewSampler``.
 
@@ -166,24 +173,25 @@ class ClipDataset(Dataset[Sample]):
 
         Args:
             num_workers: Processes that read.
-            on_progress: Called with (videos done, videos).
+            rank: This rank; it reads each ``world_size``-th video, those that ``ViewSampler`` deals to it.
+            world_size: Number of ranks, all of which must call this.
+            gather_objects: The objects of all ranks.
+            on_video: Called with the videos that this rank has done.
+
+        Raises:
+            UserError: A process died.
         """
-        if not self._dense:
+        if not self.has_dense_clips:
             return np.full(len(self), self._num_clips, dtype=np.int64)
-        counts = np.ones(len(self), dtype=np.int64)
-        loader = DataLoader(
-            _ClipCounts(self),
-            batch_size=None,
-            num_workers=num_workers,
-            worker_init_fn=start_worker,
-            multiprocessing_context=worker_context(num_workers),
-            generator=torch.Generator(),
-        )
-        for video, count in enumerate(loader):
-            counts[video] = count
-            if on_progress is not None:
-                on_progress(video + 1, len(self))
-        return counts
+        own = range(rank, len(self), world_size)
+        counts = np.ones(len(own), dtype=np.int64)
+        for place, count in enumerate(read_items(self.count_clips, own, num_workers=num_workers)):
+            counts[place] = count
+            on_video(place + 1)
+        joined = np.ones(len(self), dtype=np.int64)
+        for number, part in enumerate(gather_objects(counts)):
+            joined[number::world_size] = part
+        return joined
 
     def count_clips(self, index: int) -> int:
         """Number of dense test clips of one video; 1 when it is bad."""
@@ -233,7 +241,7 @@ class ClipDataset(Dataset[Sample]):
             return timeline
         if self._train:
             places = random_clip(total, spec.num_frames, spec.sampling_rate, rng)
-        elif self._dense:
+        elif self.has_dense_clips:
             start = int(self._dense_starts(total)[key.clip])
             places = clip_at(start, total, spec.num_frames, spec.sampling_rate)
         else:
@@ -253,16 +261,3 @@ class ClipDataset(Dataset[Sample]):
         return fixed_geometry(
             height, width, crop_size=size, scale=self._test_scale, crop=key.crop, num_crops=self._num_crops
         )
-
-
-class _ClipCounts(Dataset[int]):
-    """Dense clips of each video, for a loader."""
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> int:
-        return self._dataset.count_clips(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distinit_plugin.data.collate import collate
 from distinit_plugin.errors import UserError
-from distinit_plugin.types import Batch, Sample, SampleKey
+from distinit_plugin.types import Sample, SampleKey
 
 
 def start_worker(worker: int) -> None:
@@ -29,7 +29,7 @@ def worker_context(num_workers: int) -> str | None:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
-class ClipLoader(DataLoader[Sample]):
+class ClipLoader(DataLoader[Any]):
     """A DataLoader whose workers cannot inherit open videos, and whose dead workers end in a sentence."""
 
     def __iter__(self) -> Any:
@@ -43,7 +43,7 @@ class ClipLoader(DataLoader[Sample]):
         return self._guard(super().__iter__())
 
     @staticmethod
-    def _guard(batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _guard(batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
                 batch = next(batches)
@@ -62,6 +62,39 @@ class ClipLoader(DataLoader[Sample]):
                     ) from error
                 raise
             yield batch
+            del batch  # or two would be alive while the next is fetched
+
+
+class _Function(Dataset[Any]):
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self._function = function
+
+    def __getitem__(self, index: int) -> Any:
+        return self._function(index)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def read_items(function: Callable[[int], Any], indices: Sequence[int], *, num_workers: int = 0) -> Iterator[Any]:
+    """``function(index)`` for each index, in their order, computed by worker processes like those of ``build_loader``.
+
+    Raises:
+        UserError: A worker process died.
+    """
+    return iter(
+        ClipLoader(
+            _Function(function),
+            sampler=indices,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            worker_init_fn=start_worker,
+            multiprocessing_context=worker_context(num_workers),
+            generator=torch.Generator(),
+        )
+    )
 
 
 def build_loader(

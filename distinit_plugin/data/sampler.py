@@ -166,7 +166,6 @@ class ViewSampler(Sampler[SampleKey]):
         *,
         rank: int = 0,
         world_size: int = 1,
-        every: int = 1,
     ) -> None:
         """Lay out the views.
 
@@ -175,12 +174,11 @@ class ViewSampler(Sampler[SampleKey]):
             num_crops: Spatial crops of each clip.
             rank: This rank.
             world_size: Number of ranks.
-            every: Take only each ``every``-th video (a quick look at a large corpus).
         """
         self._clips = np.asarray(clips_per_video, dtype=np.int64)
         self._num_crops = num_crops
         self._begins = np.concatenate([[0], np.cumsum(self._clips)]) * num_crops
-        self._videos = range(rank * every, len(self._clips), world_size * every)
+        self._videos = range(rank, len(self._clips), world_size)
 
     def __len__(self) -> int:
         return sum(int(self._clips[video]) for video in self._videos) * self._num_crops

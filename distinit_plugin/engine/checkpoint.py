@@ -8,23 +8,22 @@ reads every file that is written here.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import pickle
 import random
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, WeightsError
+from distinit_plugin.files import write_file
 
 FORMAT_VERSION = 1
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
@@ -78,52 +77,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         TypeError: ``state`` holds something that is neither tensor nor primitive.
     """
     contents = plain(state)
-    write_atomically(path, lambda file: torch.save(contents, file))
-
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a temporary file, flush it to the disk, and give it the name ``path``.
-
-    Raises:
-        UserError: The folder cannot be written or the disk is full; what was at ``path`` is still there.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write (full disk, file size limit) as RuntimeError.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error}. Free space on that disk or set OUTPUT_DIR to another one; "
-            "what was written before is untouched."
-        ) from error
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """``write_atomically`` for text, in UTF-8; names of files need not be valid in it and still find their file."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; some file systems do not offer it for folders."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    write_file(path, lambda file: torch.save(contents, file))
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from distinit_plugin.engine.checkpoint import write_atomically
 from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
 from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_file
 
 Curve = dict[float, float]
 """Epoch (fractions between epochs) → value. A later line for the same moment replaces the earlier (resumed runs)."""
@@ -120,7 +120,7 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     else:
         figure.suptitle(next(iter(curves)), fontsize=11)
-    write_atomically(output, lambda file: figure.savefig(file, format="png"))
+    write_file(output, lambda file: figure.savefig(file, format="png"))
 
 
 def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:

@@ -90,11 +90,6 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def local_rank() -> int:
-    """Number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if _active() else 0
-
-
 def local_world_size() -> int:
     """Processes of the job on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _active() else 1

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_atomically, write_text
 from distinit_plugin.engine.meters import MeanMeter, term_key
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_file, write_text
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import BadVideo, Batch, ModelOutput
 
@@ -139,7 +139,7 @@ class Evaluation:
             "class_names": np.array(self.class_names, dtype=np.str_),
         }
         write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_file(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
         _write_csv(folder / "videos.csv", self._video_rows())
         header = ["label \\ predicted", *self.class_names]
         rows = [[name, *counts] for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True)]
@@ -198,7 +198,6 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     all_reduce_sum: Callable[[Tensor], Tensor] = distributed.all_reduce_sum,
     gather_objects: Callable[[Any], list[Any]] = distributed.gather_objects,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Score every clip that ``batches`` gives and put the clips of a video together by its index.
 
@@ -214,7 +213,6 @@ def evaluate(
         autocast: Context of the forward pass.
         all_reduce_sum: Sum of a tensor over ranks; each clip must be on one rank only.
         gather_objects: The objects of all ranks.
-        on_batch: Called with the number of clips done so far on this rank.
 
     Raises:
         UserError: A label is out of range, no video could be read, or the network's scores are not finite.
@@ -236,8 +234,6 @@ def evaluate(
             indices = torch.tensor([batch["keys"][row].index for row in rows])
             wanted = torch.tensor([labels[index] for index in indices.tolist()])
             sums.add(logits[rows], indices.to(logits.device), wanted.to(logits.device))
-            if on_batch is not None:
-                on_batch(len(seen))
     if sums is None:  # this rank had nothing; the others still wait for its part of the sum
         sums = _Sums(len(paths), num_classes, _device_of(network))
     sums.reduce(all_reduce_sum)
@@ -353,7 +349,7 @@ def mean_terms(
             for name, count in prepared.counts.items():
                 # What a term's mean is over may be the kept examples alone.
                 meter.update({term_key(name): output.terms[term_key(name)]}, count)
-            meter.update(output.report, output.normalizer)
+            meter.update(output.report, output.report_weights)
     for names in gather_objects(meter.names):  # a rank without clips takes part in the sums with nothing
         meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
     means = meter.read(all_reduce_sum)

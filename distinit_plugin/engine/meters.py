@@ -75,11 +75,12 @@ class MeanMeter:
         """Of all scalars met so far, sorted."""
         return sorted(self._sums)
 
-    def update(self, values: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> None:
-        """Add scalars (0-d tensors on one device) that are means over ``weight`` examples."""
+    def update(self, values: Mapping[str, Tensor], weight: Tensor | float | Mapping[str, Tensor] = 1.0) -> None:
+        """Add scalars (0-d tensors on one device) that are means over ``weight`` examples (a mapping: each its own)."""
         for name, value in values.items():
             value = value.detach().to(torch.float64)
-            amount = torch.as_tensor(weight, dtype=torch.float64, device=value.device)
+            own = weight[name] if isinstance(weight, Mapping) else weight
+            amount = torch.as_tensor(own, dtype=torch.float64, device=value.device)
             # A mean over nothing is undefined (0/0) and must not spoil the others.
             part = torch.where(amount > 0, value * amount, torch.zeros_like(value))
             self._sums[name] = self._sums[name] + part if name in self._sums else part

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +13,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.meters import JSON_PREFIX, duration_text
@@ -18,6 +21,8 @@ from distinit_plugin.errors import UserError
 
 LOG_FILE = "stdout.log"
 PACKAGE = "distinit_plugin"
+PLAIN_SECONDS = 30.0
+"""Between two lines about a work that is neither a training step nor on a terminal."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +54,12 @@ class Status:
         )
 
 
+Advance = Callable[[int], None]
+"""Called with how much of a work is done so far. Cheap: called after each batch."""
+
+
 class ProgressView(Protocol):
-    """Shows how far the training is; used as a context manager."""
+    """Shows how far the training is, used as a context manager, and within it or alone how far other long works are."""
 
     def __enter__(self) -> ProgressView:
         """Start showing."""
@@ -68,6 +77,10 @@ class ProgressView(Protocol):
 
     def show(self, step: int, total: int, status: Status) -> None:
         """New figures, once per log period."""
+        ...
+
+    def work(self, name: str, total: int) -> AbstractContextManager[Advance]:
+        """Show another work of ``total`` parts (a validation, a test) while it lasts."""
         ...
 
 
@@ -89,13 +102,31 @@ class NoProgress:
     def show(self, step: int, total: int, status: Status) -> None:
         """Nothing."""
 
+    @contextmanager
+    def work(self, name: str, total: int) -> Iterator[Advance]:
+        """Nothing."""
+        yield lambda done: None
+
 
 class PlainProgress(NoProgress):
-    """One log line per log period."""
+    """One log line per log period, and one every half minute of other works."""
 
     def show(self, step: int, total: int, status: Status) -> None:
         """Log the figures."""
         logger.info("step %d/%d  %s", step, total, status)
+
+    @contextmanager
+    def work(self, name: str, total: int) -> Iterator[Advance]:
+        """Log how far it is, when it takes long."""
+        last = time.monotonic()
+
+        def advance(done: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PLAIN_SECONDS:
+                logger.info("%s %d/%d", name, done, total)
+                last = time.monotonic()
+
+        yield advance
 
 
 class BarProgress:
@@ -103,16 +134,17 @@ class BarProgress:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("train"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             console=console,
         )
-        self._task = self._bar.add_task("train", total=None, status="")
+        self._train = TaskID(0)
 
     def __enter__(self) -> BarProgress:
         """Draw the bar."""
+        self._train = self._bar.add_task("train", total=None, status="")
         self._bar.start()
         return self
 
@@ -121,15 +153,30 @@ class BarProgress:
     ) -> None:
         """Leave the terminal as it was."""
         self._bar.stop()
+        self._bar.remove_task(self._train)
 
     def advance(self, step: int, total: int) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=step, total=total)
+        self._bar.update(self._train, completed=step, total=total)
 
     def show(self, step: int, total: int, status: Status) -> None:
         """Put the figures beside the bar, and into the run's file only."""
-        self._bar.update(self._task, completed=step, total=total, status=str(status))
+        self._bar.update(self._train, completed=step, total=total, status=str(status))
         logger.info("step %d/%d  %s", step, total, status, extra={"file_only": True})
+
+    @contextmanager
+    def work(self, name: str, total: int) -> Iterator[Advance]:
+        """A bar of its own, below that of the training while that one stands."""
+        alone = not self._bar.live.is_started
+        if alone:
+            self._bar.start()
+        task = self._bar.add_task(name, total=total, status="")
+        try:
+            yield lambda done: self._bar.update(task, completed=done)
+        finally:
+            if alone:
+                self._bar.stop()
+            self._bar.remove_task(task)
 
 
 def open_progress(console: Console, *, enabled: bool, main: bool) -> ProgressView:

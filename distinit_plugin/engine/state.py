@@ -17,6 +17,7 @@ from distinit_plugin.engine.meters import MeanMeter
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.files import write_text
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Network
 
@@ -51,7 +52,7 @@ class RunState:
         optimizer: Saved as it is.
         schedule: Saved as it is.
         precision: Its scaler's state with fp16.
-        bad_log: Bad videos so far, of all ranks.
+        bad_log: Bad videos so far, of all uses and ranks.
         config_text: The configuration as YAML.
         class_names: Names of the classes, for whoever reads the student's predictions; empty without labels.
         epoch: Epochs done.
@@ -79,9 +80,7 @@ class RunState:
             step: Optimizer steps done in the whole run, by which states are compared.
         """
         trainable = self.objective.trainable
-        bad: dict[str, str] = {}
-        for state in distributed.gather_objects(self.bad_log.state_dict()):
-            bad.update(dict(state["bad_videos"]))
+        self.bad_log.share(distributed.gather_objects)
         scaler = self.precision.state_dict()
         return {
             "epoch": self.epoch - 1,  # PySlowFast: the 0-based number of the last epoch done
@@ -96,7 +95,7 @@ class RunState:
                 "schedule": self.schedule.state_dict(),
                 "progress": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": step},
                 "rng": distributed.gather_objects(checkpoint.rng_state()),
-                "bad": {"bad_videos": [[path, reason] for path, reason in bad.items()]},
+                "bad": self.bad_log.state_dict(),
                 "meters": self.epoch_meter.state_dict(),
                 "best": self.best,
             },
@@ -192,7 +191,7 @@ def check_writable(output_dir: str | Path) -> None:
     """
     probe = Path(output_dir) / checkpoint.FOLDER / ".write_test"
     try:
-        checkpoint.write_atomically(probe, lambda file: None)
+        write_text(probe, "")
         probe.unlink()
     except (OSError, UserError) as error:
         raise UserError(f"OUTPUT_DIR: {output_dir} cannot be written ({error}).") from error

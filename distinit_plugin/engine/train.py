@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import Finish
+from distinit_plugin.engine.gradients import StepGradients
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
 from distinit_plugin.engine.optim import set_lr
 from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
 from distinit_plugin.engine.state import Checkpointer, RunState
-from distinit_plugin.objectives import combine_counts
 from distinit_plugin.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -158,8 +158,16 @@ class Trainer:
         self._validate = validate
         self._precise_bn = precise_bn
         self._scalars = scalars
-        self._no_sync = no_sync
         self._guard = FiniteGuard(every_step=device.type == "cpu")
+        self._gradients = StepGradients(
+            state.objective,
+            state.precision,
+            finish=finish,
+            device=device,
+            guard=self._guard,
+            accumulate=options.accumulate,
+            no_sync=no_sync,
+        )
         self._window_meter = meters.MeanMeter()
         self._window, self._epoch_clock, self._run_clock = meters.Clock(), meters.Clock(), meters.Clock()
         self._window_begin = 0.0
@@ -234,67 +242,46 @@ class Trainer:
 
     def run_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step on the next ``accumulate`` micro-batches."""
-        begin = time.perf_counter()
-        micro_batches = self._take(batches)
-        self._window.waited += time.perf_counter() - begin
-        self._optimize(micro_batches)
-        self.state.step_in_epoch += 1
-        self._window.steps += 1
-        self._window.clips += sum(len(batch["keys"]) for batch in micro_batches)
-        self._progress.advance(self.step, self.total_steps)
-
-    def _take(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The micro-batches of one step; notes the bad videos that were met."""
-        taken = []
-        for _ in range(self.options.accumulate):
-            batch = next(batches, None)
-            if batch is None:
-                raise TrainingError(
-                    f"the training data of epoch {self.state.epoch + 1} ended at step {self.state.step_in_epoch + 1} "
-                    f"of {self._steps_of_epoch()}."
-                )
-            for video in self.state.bad_log.add(batch["bad"]):
-                logger.warning("bad video %s: %s", video.path, video.reason)
-            taken.append(batch)
-        self.state.bad_log.check(self.options.corpus_size, self.options.max_bad_fraction)
-        return taken
-
-    def _optimize(self, micro_batches: list[Batch]) -> None:
-        """Gradients of all micro-batches, then one update.
-
-        All micro-batches go through ``prepare`` first: what the mean is over (kept examples of a gate) must be known
-        for the whole step, on all ranks, before the first backward.
-        """
-        objective, precision, optimizer = self.state.objective, self.state.precision, self.state.optimizer
+        precision, optimizer = self.state.precision, self.state.optimizer
         self._lr = self.state.schedule.lr(self.step, self.steps_per_epoch)
         set_lr(optimizer, self._lr)
-        with precision.autocast():
-            prepared = [objective.prepare(self.finish(batch), self._targets(batch)) for batch in micro_batches]
-        counts = combine_counts(prepared, distributed.world_size(), distributed.all_reduce_sum)
         optimizer.zero_grad(set_to_none=True)
-        shares: dict[str, Tensor] = {}
-        for number, (batch, item) in enumerate(zip(micro_batches, prepared, strict=True)):
-            with self._no_sync() if number + 1 < len(prepared) else nullcontext():
-                with precision.autocast():
-                    output = objective.step(item, counts)
-                self._guard.watch(self.step, output.loss, output.terms, batch["paths"])
-                precision.backward(output.loss)
-            _add(shares, {"loss": output.loss.detach(), **output.terms})
-            self._note(output.report, item.num_examples)
-        self._note(shares, torch.stack([item.num_examples for item in prepared]).sum())
+        self._gradients.add(lambda: self._take(batches), self._note, self.step)
         precision.step(optimizer, self.options.clip_value, self.options.clip_norm)
+        self.state.step_in_epoch += 1
+        self._window.steps += 1
+        self._progress.advance(self.step, self.total_steps)
 
-    def _note(self, values: Mapping[str, Tensor], num_examples: Tensor) -> None:
+    def _take(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; notes the bad videos that were met."""
+        begin = time.perf_counter()
+        batch = next(batches, None)
+        self._window.waited += time.perf_counter() - begin
+        if batch is None:
+            raise TrainingError(
+                f"the training data of epoch {self.state.epoch + 1} ended at step {self.state.step_in_epoch + 1} "
+                f"of {self._steps_of_epoch()}."
+            )
+        self._window.clips += len(batch["keys"])
+        self.state.bad_log.add(batch["bad"])
+        if distributed.world_size() == 1:
+            self._settle_bad_videos()
+        return batch
+
+    def _settle_bad_videos(self) -> None:
+        """Bring the ranks' accounts together and stop all of them when too much is bad: not at every step of many."""
+        self.state.bad_log.share(distributed.gather_objects)
+        self.state.bad_log.check(self.options.corpus_size, self.options.max_bad_fraction)
+
+    def _note(self, values: Mapping[str, Tensor], weight: Tensor | Mapping[str, Tensor]) -> None:
         for meter in (self._window_meter, self.state.epoch_meter):
-            meter.update(values, num_examples)
-
-    def _targets(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: target.to(self.device, non_blocking=True) for name, target in batch["targets"].items()}
+            meter.update(values, weight)
 
     # ------------------------------------------------------------------------------------------- what is shown
     def _log_steps(self) -> None:
         """Read the means since the last log line: the only place in an epoch that waits for the device."""
         self._guard.check()
+        self._settle_bad_videos()
         values = self._window_meter.read(distributed.all_reduce_sum)
         self._window.seconds = time.perf_counter() - self._window_begin
         self._epoch_clock.add(self._window)
@@ -382,9 +369,3 @@ class Trainer:
     def _save_resume_state(self) -> None:
         if self._checkpointer is not None and self._checkpointer.resume_state_is_due():
             self._checkpointer.save_resume(self.state.state_dict(self.step))
-
-
-def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Micro-batches give shares of the step's means."""
-    for name, value in values.items():
-        totals[name] = totals[name] + value if name in totals else value

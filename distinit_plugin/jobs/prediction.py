@@ -62,6 +62,7 @@ def predict(
         network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
         load_weights(network, checkpoint, strict=True)
         specs = dict(network.view_specs("test"))
+        session.check_convolutions(network, specs)
         listing = Listing(root="", labeled=False)
         for path in paths:
             listing.add(path)

@@ -11,18 +11,20 @@ from torch import Tensor
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.probes import Features, extract_features, knn_accuracy, linear_probe
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.jobs.session import Session, open_session
-from distinit_plugin.jobs.testing import weights_to_test
+from distinit_plugin.jobs.testing import check_same_classes, weights_to_test
 from distinit_plugin.types import Network, Split
+from distinit_plugin.video.corpus import Mixture
 from distinit_plugin.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "probe.json"
+USES: tuple[Split, Split] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         Both accuracies; also in ``OUTPUT_DIR/probe.json``.
 
     Raises:
-        UserError: There is no checkpoint, or videos without labels.
+        UserError: There is no checkpoint, or lists without labels or of different classes, or too many bad
+            videos.
     """
     with open_session(cfg) as session:
         if distributed.world_size() > 1:
@@ -59,8 +62,11 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
             reports = [load_weights(network, weights_to_test(cfg))]
         for report in reports:
             logger.info("%s", report)
-        train_features, train_labels = _labelled(_features(session, network, "train"), "TRAIN")
-        test_features, test_labels = _labelled(_features(session, network, "test"), "TEST")
+        session.check_convolutions(network, network.view_specs("test"))
+        train_videos, test_videos = (build.build_corpora(cfg, use, labeled=True) for use in USES)
+        check_same_classes(train_videos.class_names or [], test_videos.class_names or [], "test")
+        train_features, train_labels = _labelled(_features(session, network, train_videos, "train"), "TRAIN")
+        test_features, test_labels = _labelled(_features(session, network, test_videos, "test"), "TEST")
         result = ProbeResult(
             knn=knn_accuracy(train_features, train_labels, test_features, test_labels, neighbors),
             linear=linear_probe(train_features, train_labels, test_features, test_labels),
@@ -76,21 +82,20 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
     return result
 
 
-def _features(session: Session, network: Network, split: Split) -> Features:
+def _features(session: Session, network: Network, videos: Mixture, use: Split) -> Features:
     """Features of the videos of a use, seen as in the test: centre crop, uniform clips."""
     cfg = session.cfg
     specs = dict(network.view_specs("test"))
-    videos = build.build_corpora(cfg, split, labeled=True)
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, "test"), "test")
-    loader = build.build_test_loader(cfg, dataset)
-    return extract_features(
-        session.place(network), loader, finish=session.finisher(specs), autocast=session.precision.autocast
-    )
+    with session.read(build.build_test_loader(cfg, dataset, progress=session.progress), use) as batches:
+        features = extract_features(
+            session.place(network), batches, finish=session.finisher(specs), autocast=session.precision.autocast
+        )
+    session.refuse_bad_corpus(len(videos), use)
+    return features
 
 
 def _labelled(features: Features, use: str) -> tuple[Tensor, Tensor]:
-    for bad in features.bad:
-        logger.warning("bad video %s: %s", bad.path, bad.reason)
     if features.labels is None:
         raise UserError(f"CORPUS.{use} has no labels, and a probe needs them: name a labelled corpus there.")
     return features.features, features.labels

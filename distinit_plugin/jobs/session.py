@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +16,29 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.bad import BadVideoLog
+from distinit_plugin.data.loader import ClipLoader
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.failure import ending_together
 from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
-from distinit_plugin.engine.progress import RunLog
+from distinit_plugin.engine.progress import ProgressView, RunLog, open_progress
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
-from distinit_plugin.types import Batch, Network, ViewSpec
+from distinit_plugin.types import Batch, Network, Split, ViewSpec
 
 logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 2
 """Clips with which convolutions are checked and timed."""
+
+WORKS: dict[Split, str] = {"train": "reading", "val": "validation", "test": "test"}
+"""What is shown of passes over the videos of a use (training videos are read alone in a probe)."""
+
+BAD_VIDEOS_FILE = "bad_videos.csv"
+"""Below OUTPUT_DIR."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Session:
         precision: Autocast and scaler.
         memory_format: Of 5-D tensors.
         log: The run's log.
+        bad_videos: Of training, validation and test together.
+        progress: What a person sees of anything that takes long.
     """
 
     cfg: CfgNode
@@ -50,6 +60,8 @@ class Session:
     precision: Precision
     memory_format: torch.memory_format
     log: RunLog
+    bad_videos: BadVideoLog
+    progress: ProgressView
 
     @property
     def output_dir(self) -> Path:
@@ -73,6 +85,31 @@ class Session:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
         return network
 
+    @contextmanager
+    def read(self, loader: ClipLoader, use: Split) -> Iterator[Iterable[Batch]]:
+        """The batches of a validation or test, which is shown while it lasts.
+
+        Afterwards the bad videos of all ranks are in the job's account.
+        """
+        with self.progress.work(WORKS[use], len(loader)) as advance:
+
+            def batches() -> Iterator[Batch]:
+                for number, batch in enumerate(loader, start=1):
+                    self.bad_videos.add(batch["bad"], use)
+                    yield batch
+                    advance(number)
+
+            yield batches()
+        self.bad_videos.share(distributed.gather_objects)
+
+    def refuse_bad_corpus(self, num_videos: int, use: Split) -> None:
+        """Stop all ranks when more of a corpus than CORPUS.MAX_BAD_FRACTION is bad.
+
+        Raises:
+            UserError: It is.
+        """
+        self.bad_videos.check(num_videos, self.cfg.CORPUS.MAX_BAD_FRACTION, use)
+
     def check_convolutions(self, network: Network, specs: Mapping[str, ViewSpec]) -> None:
         """Set the formulation of each convolution: right in the job's precision, and the fastest of those.
 
@@ -80,7 +117,7 @@ class Session:
 
         Args:
             network: On the device.
-            specs: Its training views by its own names.
+            specs: The views that it is going to see, by its own names.
         """
         module = self.place(network)
         has_convolutions = any(isinstance(part, Conv3d) for part in module.modules())
@@ -154,8 +191,11 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         )
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
+        bad_file = Path(cfg.OUTPUT_DIR) / BAD_VIDEOS_FILE if log_to_folder else None
+        bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
+        progress = open_progress(log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main())
         with ending_together(cfg.RUNNER.COLLECTIVE_TIMEOUT):
-            yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
+            yield Session(cfg, device, Precision(choice.name, device), memory_format, log, bad_videos, progress)
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)

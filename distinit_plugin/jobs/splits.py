@@ -10,9 +10,9 @@ from rich.console import Console
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.jobs.running import run
 
 RESULTS_FILE = "splits.json"

@@ -24,7 +24,7 @@ def test_in_session(session: Session) -> Evaluation:
     """Test the checkpoint that the configuration names on CORPUS.TEST; results are also written to ``OUTPUT_DIR/test``.
 
     Raises:
-        UserError: There is no checkpoint, or no labelled test video.
+        UserError: There is no checkpoint, no labelled test video, or too many bad ones (the results are written).
     """
     cfg = session.cfg
     network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
@@ -36,10 +36,9 @@ def test_in_session(session: Session) -> Evaluation:
     if distributed.is_main():
         evaluation.write(session.output_dir / RESULTS_FOLDER)
         metrics = evaluation.metrics()
-        for bad in evaluation.bad:
-            logger.warning("bad test video %s: %s", bad.path, bad.reason)
         stats = {"top1_acc": metrics["top1"], "top5_acc": metrics["top5"], "clip_top1_acc": metrics["clip_top1"]}
         meters.JsonLogger(session.output_dir).iteration(meters.final_test_stats(stats))
+    session.refuse_bad_corpus(len(evaluation.paths), "test")  # what was found out is written by now
     return evaluation
 
 
@@ -82,16 +81,18 @@ def evaluate_corpus(session: Session, network: Network, split: Split, known_clas
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, split), split)
     num_crops = cfg.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
     records = list(videos)
-    return evaluate(
-        session.place(network),
-        build.build_test_loader(cfg, dataset, num_crops=num_crops),
-        finish=session.finisher(specs),
-        paths=[record.path for record in records],
-        labels=[record.label for record in records if record.label is not None],
-        num_classes=cfg.MODEL.NUM_CLASSES,
-        class_names=class_names_of(videos.class_names, cfg.MODEL.NUM_CLASSES),
-        autocast=session.precision.autocast,
-    )
+    loader = build.build_test_loader(cfg, dataset, num_crops=num_crops, progress=session.progress)
+    with session.read(loader, split) as batches:
+        return evaluate(
+            session.place(network),
+            batches,
+            finish=session.finisher(specs),
+            paths=[record.path for record in records],
+            labels=[record.label for record in records if record.label is not None],
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            class_names=class_names_of(videos.class_names, cfg.MODEL.NUM_CLASSES),
+            autocast=session.precision.autocast,
+        )
 
 
 def saved_class_names(path: str | Path) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from distinit_plugin import build
 from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
-from distinit_plugin.data.bad import BadVideoLog
 from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.engine.profile import profile_training
-from distinit_plugin.engine.progress import open_progress
+from distinit_plugin.engine.progress import Advance
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
 from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
@@ -29,11 +30,11 @@ from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network, ViewSpec
+from distinit_plugin.video.check import inspect_video
 from distinit_plugin.video.corpus import Mixture
+from distinit_plugin.video.isolated import Crash, run_isolated
 
 logger = logging.getLogger(__name__)
-
-BAD_VIDEOS_FILE = "bad_videos.csv"
 
 HARMLESS = (
     "CORPUS.INDEX_CACHE",
@@ -53,6 +54,9 @@ HARMLESS = (
     "TRAIN.CHECKPOINT_PERIOD",
 )
 """Keys that a continued run may change: they decide nothing about its weights."""
+
+RECHECK_SECONDS = 60.0
+"""Time that a continued run takes to look whether bad videos can be read now."""
 
 
 def train_in_session(session: Session) -> TrainResult:
@@ -104,11 +108,9 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
     dataset = build.build_dataset(cfg, videos, specs, "train", keep_index=saves)
     sampler = build.build_train_sampler(cfg, videos)
 
-    bad_log = BadVideoLog(session.output_dir / BAD_VIDEOS_FILE if saves and distributed.is_main() else None)
-
     def train_batches(epoch: int, start_step: int) -> Iterable[Batch]:
         sampler.set_epoch(epoch, start_step)
-        dataset.remember(bad_log.videos())  # before workers are forked: none of them opens these files again
+        dataset.remember(session.bad_videos.videos())  # before workers are forked: none of them opens these files again
         return build.build_train_loader(cfg, dataset, sampler)
 
     state = RunState(
@@ -116,7 +118,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         optimizer=build.build_optimizer(cfg, objective.trainable),
         schedule=build.build_schedule(cfg),
         precision=session.precision,
-        bad_log=bad_log,
+        bad_log=session.bad_videos,
         config_text=cfg.dump(),
         class_names=videos.class_names or [],
     )
@@ -133,7 +135,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         options=_options(cfg, videos),
         checkpointer=Checkpointer(session.output_dir, keep=cfg.RUNNER.KEEP_CHECKPOINTS) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
-        progress=open_progress(session.log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main()),
+        progress=session.progress,
         validate=_validation(session, objective, student, teachers, state.class_names),
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
         scalars=_scalars(session) if saves else None,
@@ -177,10 +179,34 @@ def _resume(session: Session, state: RunState) -> None:
         path, saved = found
         _warn_of_changes(cfg, saved.get("cfg", ""), path)
         state.load_state_dict(saved, session.device)
+        _forget_repaired(session)
         logger.info("continuing from %s (epoch %d)", path, state.epoch)
     elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         state.load_state_dict(checkpoint.load_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH), session.device)
+        _forget_repaired(session)
         logger.info("continuing from %s (epoch %d)", cfg.TRAIN.CHECKPOINT_FILE_PATH, state.epoch)
+
+
+def _forget_repaired(session: Session) -> None:
+    """Videos that were bad in the earlier run are used again when they changed since, or now decode as a whole.
+
+    A file that is still as it was is not opened in training, as it would not have been without the interruption.
+    """
+    account, cfg = session.bad_videos, session.cfg
+    bad: list[str] = []
+    if distributed.is_main():
+        begin = time.monotonic()
+        unchanged = account.unchanged()
+        inspect = partial(inspect_video, timeout=cfg.CORPUS.DECODE_TIMEOUT or None)
+        reports = run_isolated(inspect, unchanged, num_workers=min(1, len(unchanged)), max_seconds=RECHECK_SECONDS)
+        good = set()
+        for path, report in reports:
+            if not isinstance(report, Crash) and not report.reason:
+                good.add(path)
+            if time.monotonic() - begin > RECHECK_SECONDS:
+                break
+        bad = [path for path in unchanged if path not in good]
+    account.keep_only(distributed.gather_objects(bad)[0])
 
 
 def _refuse_other_run(session: Session) -> None:
@@ -275,6 +301,7 @@ def _validation(
         def accuracy() -> dict[str, float]:
             distributed.share_buffers(objective.trainable)
             evaluation = evaluate_corpus(session, student, "val", known_classes)
+            session.refuse_bad_corpus(len(evaluation.paths), "val")
             return {"loss": evaluation.clip_loss, "top1": evaluation.top_k(1), "top5": evaluation.top_k(5)}
 
         return accuracy
@@ -285,7 +312,12 @@ def _validation(
 
     def terms() -> dict[str, float]:
         distributed.share_buffers(objective.trainable)
-        return mean_terms(objective, loader, finish=finish, device=session.device, autocast=session.precision.autocast)
+        with session.read(loader, "val") as batches:
+            means = mean_terms(
+                objective, batches, finish=finish, device=session.device, autocast=session.precision.autocast
+            )
+        session.refuse_bad_corpus(len(videos), "val")
+        return means
 
     return terms
 
@@ -298,20 +330,22 @@ def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Net
     sampler: ClipSampler = build.build_train_sampler(cfg, videos)
     finish = session.finisher(specs)
 
-    def views() -> Iterator[dict[str, Tensor]]:
+    def views(advance: Advance) -> Iterator[dict[str, Tensor]]:
         sampler.set_epoch(state.epoch + 1)
-        for batch in build.build_train_loader(cfg, dataset, sampler):
+        for number, batch in enumerate(build.build_train_loader(cfg, dataset, sampler), start=1):
             yield finish(batch)
+            advance(number)
 
     def update() -> None:
         set_train_mode(state.objective.trainable, cfg.INIT.TRAINABLE == "classifier")
-        used = update_bn_statistics(
-            state.objective.trainable.student,
-            views(),
-            cfg.BN.NUM_BATCHES_PRECISE,
-            autocast=session.precision.autocast,
-            all_reduce_sum=distributed.all_reduce_sum,
-        )
+        with session.progress.work("BN statistics", cfg.BN.NUM_BATCHES_PRECISE) as advance:
+            used = update_bn_statistics(
+                state.objective.trainable.student,
+                views(advance),
+                cfg.BN.NUM_BATCHES_PRECISE,
+                autocast=session.precision.autocast,
+                all_reduce_sum=distributed.all_reduce_sum,
+            )
         logger.info("BN statistics recomputed on %d batches", used)
 
     return update

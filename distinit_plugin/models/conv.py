@@ -28,7 +28,6 @@ __all__ = [
     "TemporalPadding",
     "adopt_convolutions",
     "check_convolutions",
-    "choose_formulations",
     "hardware_has_bf16",
     "measure_case",
     "record_cases",
@@ -125,8 +124,7 @@ def check_convolutions(
         device: Where the network runs.
         cache_path: JSON file of measurements, kept for each hardware and library version; ``None``: measure anew.
         tolerance: Largest relative error that passes.
-        timing: False: the preferred formulation whenever it passes, so that the choice never depends on a clock
-            (in fp32: ``conv3d`` everywhere).
+        timing: False: the preferred formulation whenever it passes, so that the choice never depends on a clock.
     """
     device = torch.device(device)
     cases = record_cases(network, views)
@@ -136,9 +134,7 @@ def check_convolutions(
     verdicts = []
     for case in cases:
         found = known.get(case.key)
-        if dtype == torch.float32 and not timing:
-            found = Measurement({"conv3d": (0.0, 0.0, 0.0)}, {})
-        elif found is None or (timing and not found.seconds):
+        if found is None or (timing and not found.seconds):
             found = fresh[case.key] = measure_case(case, dtype=dtype, device=device, timing=timing)
         formulation = _choose(found, _preferred(case, dtype), tolerance, timing)
         for module in case.modules:
@@ -147,21 +143,6 @@ def check_convolutions(
     if cache_path is not None and fresh:
         write_measurements(cache_path, hardware, fresh)
     return ConvolutionReport(hardware, tolerance, tuple(verdicts))
-
-
-def choose_formulations(
-    network: nn.Module,
-    views: Mapping[str, Tensor],
-    *,
-    device: torch.device | str,
-    cache_path: str | None = None,
-    timing: bool = True,
-) -> ConvolutionReport:
-    """The fastest formulation of every convolution in fp32; without ``timing`` PyTorch's own ``conv3d``.
-
-    Arguments as :func:`check_convolutions`.
-    """
-    return check_convolutions(network, views, dtype=torch.float32, device=device, cache_path=cache_path, timing=timing)
 
 
 def record_cases(network: nn.Module, views: Mapping[str, Tensor]) -> list[ConvCase]:

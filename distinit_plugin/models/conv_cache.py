@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def read_measurements(path: str, hardware: str) -> dict[str, Measurement]:
 
 
 def write_measurements(path: str, hardware: str, measurements: Mapping[str, Measurement]) -> None:
-    """Add rows, through a temporary file that is renamed. A folder that cannot be written is only warned of."""
+    """Add rows; a folder that cannot be written is only warned of."""
     content = _read(path)
     rows = content.get(hardware)
     merged = dict(rows) if isinstance(rows, dict) else {}
@@ -44,18 +45,10 @@ def write_measurements(path: str, hardware: str, measurements: Mapping[str, Meas
         finite = {name: [v if math.isfinite(v) else None for v in values] for name, values in errors.items()}
         merged[key] = {"errors": finite, "seconds": dict(seconds)}
     content[hardware] = merged
-    temporary = ""
     try:
-        folder = Path(path).resolve().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".convolutions_", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        logger.warning("convolution measurements could not be kept in %s: %s", path, error)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False), shared=True, durable=False)
+    except UserError as error:
+        logger.warning("convolution measurements could not be kept: %s", error)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -8,7 +8,14 @@ K classes, D feature dimension.
 from __future__ import annotations
 
 from distinit_plugin.objectives.adapters import build_adapter, layer_size, match_grid
-from distinit_plugin.objectives.objective import Objective, Prepared, Trainable, combine_counts, topk_accuracy
+from distinit_plugin.objectives.objective import (
+    Objective,
+    Prepared,
+    Trainable,
+    combine_counts,
+    even_counts,
+    topk_accuracy,
+)
 from distinit_plugin.objectives.terms import Term
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "Trainable",
     "build_adapter",
     "combine_counts",
+    "even_counts",
     "layer_size",
     "match_grid",
     "topk_accuracy",

@@ -115,6 +115,11 @@ def combine_counts(
     return dict(zip(names, (total.clamp(min=1) / world_size).unbind(), strict=True))
 
 
+def even_counts(prepared: Prepared, num_micro_batches: int) -> dict[str, Tensor]:
+    """``combine_counts`` where every example counts and all micro-batches, on all ranks, are equally large."""
+    return {name: count * num_micro_batches for name, count in prepared.counts.items()}
+
+
 class Objective:
     """Student + terms + frozen teachers → the loss of a batch.
 
@@ -160,6 +165,11 @@ class Objective:
         self._teacher_taps = {
             name: tapped_layers(term.teacher_layer for term in terms if term.teacher == name) for name in self.teachers
         }
+
+    @property
+    def counts_vary(self) -> bool:
+        """Whether the data decide what means are over, so that ``combine_counts`` needs all parts of a step."""
+        return self.gate_mean == "kept" and any(term.max_entropy is not None for term in self.terms)
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Run the trainable through ``wrapper(trainable)`` (DDP, ``torch.compile``) from now on; returns that.
@@ -224,14 +234,15 @@ class Objective:
             ``loss`` and ``terms`` (``loss/TERM``) are this batch's share: their sum over the micro-batches of a step,
             averaged over ranks, is the step's mean. ``report`` has ``entropy/TERM``, ``kept/TERM``, ``agreement/TERM``
             (fraction of examples whose prediction has the teacher's top class, among those that the student saw) and,
-            with labels and a classifier, ``top1`` and ``top5`` (fractions). ``normalizer`` is B.
+            with labels and a classifier, ``top1`` and ``top5`` (fractions of the same). ``normalizer`` is B.
+            ``report_weights`` joins reports of several batches to exact means.
         """
         # Without gradients the ranks have nothing to exchange, and need not have equally many batches.
         forward = self._forward if torch.is_grad_enabled() else self.trainable
         output, predictions = forward(prepared.views)
         loss = torch.zeros((), device=prepared.num_examples.device)
         terms: dict[str, Tensor] = {}
-        report = dict(prepared.report)
+        report, seen_report = dict(prepared.report), {}
         with torch.autocast(loss.device.type, enabled=False):
             for term in self.terms:
                 target = prepared.targets[term.name]
@@ -242,11 +253,13 @@ class Objective:
                 loss = loss + term.weight * part
                 terms[f"loss/{term.name}"] = part.detach()
                 if term.teacher is not None and term.teacher_layer == "logits":
-                    report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
+                    seen_report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
             if prepared.labels is not None and output.logits is not None:
-                report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
-                report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)
-        return StepOutput(loss, terms, report, prepared.num_examples)
+                seen_report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
+                seen_report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)
+        seen = torch.full_like(prepared.num_examples, len(next(iter(prepared.views.values()))))
+        report_weights = dict.fromkeys(report, prepared.num_examples) | dict.fromkeys(seen_report, seen)
+        return StepOutput(loss, terms, report | seen_report, prepared.num_examples, report_weights)
 
     def _run_teacher(self, name: str, views: Mapping[str, Tensor]) -> ModelOutput:
         with torch.no_grad():  # a frozen teacher runs in inference mode by itself and gives ordinary tensors

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_file, write_text
 from distinit_plugin.quickstart.drawing import MOTIONS, draw_still, draw_video
 
 Pool = Literal["stills_train", "stills_test", "unlabeled", "train", "test"]
@@ -145,9 +146,9 @@ def make_digits(
         "test": num_labeled_test,
     }
     _write_files(root, counts, seed, size, num_frames, on_progress)
-    _write_text(data.class_names, "\n".join(CLASS_NAMES))
-    _write_text(data.digit_names, "\n".join(str(digit) for digit in range(NUM_DIGITS)))
-    _write_text(manifest, json.dumps(wanted, indent=2))
+    write_text(data.class_names, "\n".join(CLASS_NAMES) + "\n")
+    write_text(data.digit_names, "\n".join(str(digit) for digit in range(NUM_DIGITS)) + "\n")
+    write_text(manifest, json.dumps(wanted, indent=2) + "\n")
     (root / UNFINISHED).unlink()
     return data
 
@@ -174,13 +175,17 @@ def digit_pools(seed: int) -> tuple[NDArray[np.float32], dict[Pool, list[NDArray
 
 
 def encode_h264(frames: NDArray[np.uint8], path: Path) -> None:
-    """Write (T,H,W,3) RGB frames as H.264 in an mp4 file, to a temporary name first.
+    """Write (T,H,W,3) RGB frames as H.264 in an mp4 file.
 
     Raises:
-        UserError: PyAV was built without libx264.
+        UserError: PyAV was built without libx264, or the file cannot be written.
     """
-    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    # The manifest tells whether the folder is whole, so that the videos need not be flushed one by one.
+    write_file(path, lambda file: _encode(frames, file), durable=False)
+
+
+def _encode(frames: NDArray[np.uint8], file: BinaryIO) -> None:
+    with av.open(file, "w", format="mp4") as container:
         try:
             stream = container.add_stream("libx264", rate=FPS)
         except (av.FFmpegError, ValueError) as error:
@@ -200,7 +205,6 @@ def encode_h264(frames: NDArray[np.uint8], path: Path) -> None:
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    temporary.replace(path)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -260,7 +264,7 @@ def _write_files(
                 on_progress(done, len(jobs))
     for pool in counts:
         rows = [job.path if job.label is None else f"{job.path} {job.label}" for job in jobs if job.pool == pool]
-        _write_text(root / f"{pool}.{'txt' if pool == 'unlabeled' else 'csv'}", "\n".join(rows))
+        write_text(root / f"{pool}.{'txt' if pool == 'unlabeled' else 'csv'}", "\n".join(rows) + "\n")
 
 
 def _claim(root: Path) -> None:
@@ -290,9 +294,3 @@ def _read_manifest(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)

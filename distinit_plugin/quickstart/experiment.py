@@ -22,10 +22,10 @@ from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.engine import checkpoint
-from distinit_plugin.engine.checkpoint import write_text
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.results import Row, markdown_table, terminal_table
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.jobs.running import run
 from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,8 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.errors import VideoError
+from distinit_plugin.files import write_text
 from distinit_plugin.video.corpus import Corpus
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.index import FrameIndex
@@ -146,15 +145,7 @@ class CorpusReport:
         writer = csv.writer(text)
         writer.writerow(Finding._fields)
         writer.writerows(self.findings)
-        _write_text(path, text.getvalue())
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the summary.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
-        _write_text(path, json.dumps(self.summary(), indent=2) + "\n")
+        write_text(path, text.getvalue())
 
 
 def check_corpus(
@@ -318,19 +309,3 @@ def _printable(text: str) -> str:
 
 
 _CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), 127]}
-
-
-def _write_text(path: str | os.PathLike[str], text: str) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report.")
-        try:
-            with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)} cannot be written: {error.strerror or error}.") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import zlib
 from collections import OrderedDict
@@ -25,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.files import write_file
 from distinit_plugin.video.guard import MAX_PIXELS, Deadline, describe
 
 Int64Array = npt.NDArray[np.int64]
@@ -165,20 +165,12 @@ class IndexCache:
         self._remember(key, index)
         if self.folder is None or not self._may_write:
             return
-        target = self._file(key)
         try:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), suffix=".tmp")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_seal(key, index))
-                os.replace(temporary, target)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-        except OSError as error:
+            # A checksum tells a damaged entry, which is made again: there is nothing to flush.
+            write_file(self._file(key), lambda file: file.write(_seal(key, index)), shared=True, durable=False)
+        except UserError as error:
             self._may_write = False
-            _LOGGER.warning("frame indices are not kept in %s: %s", self.folder, describe(error))
+            _LOGGER.warning("frame indices are not kept in %s: %s", self.folder, error)
 
     def _remember(self, key: tuple[str, int, int], index: FrameIndex) -> None:
         with self._lock:

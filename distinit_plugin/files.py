@@ -1,0 +1,100 @@
+"""The one way in which files are written: to a temporary name, then renamed, so that a name only holds whole files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from distinit_plugin.errors import UserError
+
+STALE_SECONDS = 3600.0
+"""A temporary of a shared file that is older was left by a killed process: no such file takes this long to write."""
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    write: Callable[[BinaryIO], object],
+    *,
+    shared: bool = False,
+    durable: bool = True,
+) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then give it that name; missing folders are made.
+
+    What was at ``path`` stays until the new file is whole. The temporary is removed when anything fails; one that a
+    killed process left is overwritten by the next write of the same file (``shared``: removed once it is an hour old).
+
+    Args:
+        path: The file to be.
+        write: Called with the temporary, open for binary writing.
+        shared: Several processes may write this (small) file at once: each writes a temporary of its own.
+        durable: Survive a power cut too. ``False`` saves some milliseconds where losing the file does no harm.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full; what was at ``path`` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shared:
+            _remove_stale(path)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            _remove(temporary)
+            raise
+        if durable:
+            _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write (full disk, file size limit) as RuntimeError.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}. Free space there or name a place that can be written; what was there "
+            "before is untouched."
+        ) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, shared: bool = False, durable: bool = True) -> None:
+    """``write_file`` for text, in UTF-8; names of files need not be valid in it and still find their file."""
+    content = text.encode("utf-8", "surrogateescape")
+    write_file(path, lambda file: file.write(content), shared=shared, durable=durable)
+
+
+def _remove(path: str | os.PathLike[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what killed writers of ``path`` left long ago."""
+    prefix = f".{path.name}."
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > STALE_SECONDS:
+                        os.unlink(entry)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; some file systems do not offer it for folders."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
