@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 8, 8, 6
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 100, 100, 40
+
+
+def shown(value: Any) -> str:
+    """``repr`` of something that a user gave, cut to a length that a sentence bears, however large the value is."""
+    return _SHORT.repr(value)
+
 
 class UserError(Exception):
     """Something the user gave is wrong. The command line prints the text alone, without a traceback."""
@@ -14,6 +28,25 @@ class ConfigError(UserError):
         """Keep every problem; the text lists them all."""
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class Problems(list[str]):
+    """Sentences about what is wrong, from steps that each may fail without keeping the next one from being tried."""
+
+    @contextmanager
+    def collect(self, prefix: str = "") -> Iterator[None]:
+        """A step: its UserError is noted, with ``prefix`` before each sentence, and goes no further."""
+        try:
+            yield
+        except ConfigError as error:
+            self += [prefix + problem for problem in error.problems]
+        except UserError as error:
+            self.append(f"{prefix}{error}")
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with all of them."""
+        if self:
+            raise ConfigError(list(self))
 
 
 class WeightsError(UserError):

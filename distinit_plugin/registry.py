@@ -25,7 +25,7 @@ CORPORA = Registry("corpus format")
 def near_matches(name: str, allowed: list[str]) -> str:
     """``" Did you mean A or B?"``, or nothing when nothing is near."""
     folded = {option.lower(): option for option in allowed}
-    found = [folded[match] for match in difflib.get_close_matches(name.lower(), list(folded), n=2, cutoff=0.6)]
+    found = [folded[match] for match in difflib.get_close_matches(name.lower()[:100], list(folded), n=2, cutoff=0.6)]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

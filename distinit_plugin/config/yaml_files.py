@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.errors import ConfigError, shown
 
 BASE_KEY = "_BASE_"
 
@@ -38,6 +38,11 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Join ``<<`` mappings; a key stays once, so that merges of merges do not grow without bound."""
+        super().flatten_mapping(node)
+        node.value = list({(key.tag, str(key.value)): (key, value) for key, value in node.value}.values())
 
 
 _SCALARS = {
@@ -127,7 +132,7 @@ def _find(path: Path, base: object, find_base: FindBase) -> Path | None:
     if base is None:
         return None
     if not isinstance(base, str) or not base:
-        raise ConfigError([f"{path}: {BASE_KEY} is {base!r}; one file name is expected (chain files for several)."])
+        raise ConfigError([f"{path}: {BASE_KEY} is {shown(base)}; one file name is expected (chain files for several)."])
     found = find_base(path, base)
     if found is None:
         raise ConfigError([f"{path}: {BASE_KEY} names {base}, which is not a file beside {path.parent}."])
