@@ -14,7 +14,7 @@ from distinit_plugin.data.loader import ClipLoader, build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler
 from distinit_plugin.engine import distributed, optim
 from distinit_plugin.engine.schedule import Schedule
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import Problems, UserError, WeightsError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
@@ -222,9 +222,11 @@ def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) ->
     if not nodes:
         return Mixture([_load_pyslowfast_list(cfg, split, needs_own_logits(cfg) if labeled is None else labeled)])
     default_subset = "train" if split == "train" else "test"
-    return Mixture(
-        [
-            load_corpus(
+    corpora: list[Corpus] = []
+    problems = Problems()
+    for name, node in sorted(nodes.items()):
+        with problems.collect():
+            corpus = load_corpus(
                 node.FORMAT,
                 name,
                 path=node.PATH,
@@ -236,9 +238,9 @@ def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) ->
                 separator=cfg.DATA.PATH_LABEL_SEPARATOR,
                 weight=node.WEIGHT,
             )
-            for name, node in sorted(nodes.items())
-        ]
-    )
+            corpora.append(corpus)
+    problems.raise_if_any()
+    return Mixture(corpora)
 
 
 def _pyslowfast_list(cfg: CfgNode, split: Split) -> Path:

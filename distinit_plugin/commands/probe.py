@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Extract features of CORPUS.TRAIN and CORPUS.TEST and print both accuracies."""
-    cfg = load_from_arguments(arguments)
+    cfg = load_from_arguments(arguments, whole_job=False)
 
     from distinit_plugin.jobs.probing import probe
 

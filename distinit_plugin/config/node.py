@@ -26,7 +26,7 @@ from fvcore.common.config import CfgNode as _FvcoreNode
 
 from distinit_plugin.config.yaml_files import parse_yaml, read_chain
 from distinit_plugin.errors import ConfigError, shown
-from distinit_plugin.registry import near_matches
+from distinit_plugin.registry import near_matches, near_names
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -119,7 +119,7 @@ class Merger:
 
     Attributes:
         problems: One sentence each.
-        wrong: The keys that they are about; of a key that does not exist the node, since any key of it may be meant.
+        wrong: The keys that they are about; for a key that does not exist those that may be meant.
         unhonoured: Keys of ``foreign`` that were given, with the last value and where it came from.
     """
 
@@ -252,7 +252,7 @@ class Merger:
         if not hint and elsewhere:
             hint = f" Did you mean {' or '.join(elsewhere[:3])}?"
         keys = f" Keys here: {', '.join(sorted(node))}." if node and not hint else ""
-        self.wrong.add(prefix)
+        self.wrong |= {prefix} if prefix else {*near_names(str(key), list(node)), *elsewhere}
         self.problems.append(f"{full_key} (in {self._source}): there is no such key.{hint}{keys}")
 
     def _set_leaf(self, key: str, value: Any, node: CfgNode, full_key: str) -> None:

@@ -80,7 +80,7 @@ def _features(session: Session, network: Network, split: Split) -> Features:
     """Features of the videos of a use, seen as in the test: centre crop, uniform clips."""
     cfg = session.cfg
     specs = dict(network.view_specs("test"))
-    videos = build.build_corpora(cfg, split, labeled=True)
+    videos = session.corpora.of(split, labeled=True)
     dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, "test"), "test")
     loader = build.build_test_loader(cfg, dataset)
     return extract_features(

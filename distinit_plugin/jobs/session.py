@@ -22,6 +22,7 @@ from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
 from distinit_plugin.engine.progress import RunLog
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
 from distinit_plugin.types import Batch, Network, ViewSpec
@@ -42,6 +43,7 @@ class Session:
         precision: Autocast and scaler.
         memory_format: Of 5-D tensors.
         log: The run's log.
+        corpora: The videos that the configuration names.
     """
 
     cfg: CfgNode
@@ -49,6 +51,7 @@ class Session:
     precision: Precision
     memory_format: torch.memory_format
     log: RunLog
+    corpora: Corpora
 
     @property
     def output_dir(self) -> Path:
@@ -119,13 +122,16 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console | None = None) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode, *, log_to_folder: bool = True, console: Console | None = None, corpora: Corpora | None = None
+) -> Iterator[Session]:
     """Set the process up for a job, and clean up after it.
 
     Args:
         cfg: The configuration.
         log_to_folder: Write ``stdout.log`` to OUTPUT_DIR.
         console: Where to print; the standard output when ``None``.
+        corpora: Lists that are read already; ``None``: they are read when they are asked for.
 
     Raises:
         UserError: The device is not there, or OUTPUT_DIR cannot be written.
@@ -153,7 +159,7 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         )
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
-        yield Session(cfg, device, Precision(choice.name, device), memory_format, log)
+        yield Session(cfg, device, Precision(choice.name, device), memory_format, log, corpora or Corpora(cfg))
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)
