@@ -14,7 +14,7 @@ from distinit_plugin.data.loader import ClipLoader, build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler
 from distinit_plugin.engine import distributed, optim
 from distinit_plugin.engine.schedule import Schedule
-from distinit_plugin.errors import Problems, UserError, WeightsError
+from distinit_plugin.errors import Problems, UserError, WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
@@ -78,10 +78,12 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     """
     reports = []
     if cfg.INIT.INFLATE_FROM:
-        reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
+        with naming("INIT.INFLATE_FROM"):
+            reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
-        _refuse_part_of_a_trunk(report)
+        with naming("TRAIN.CHECKPOINT_FILE_PATH"):
+            report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
+            _refuse_part_of_a_trunk(report)
         reports.append(report)
     return reports
 
@@ -96,7 +98,7 @@ def _refuse_part_of_a_trunk(report: LoadReport) -> None:
         layers = {name.rpartition(".")[0] for name in names}
         if len(layers) > 1:
             raise WeightsError(
-                f"TRAIN.CHECKPOINT_FILE_PATH: {report.source} {what} {len(names)} tensors of {len(layers)} layers "
+                f"{report.source} {what} {len(names)} tensors of {len(layers)} layers "
                 f"({', '.join(names[:3])}, …), so it is of another network. Set MODEL.MODEL_NAME, RESNET.DEPTH and "
                 "NETWORK as they were when it was trained."
             )
@@ -122,7 +124,7 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
     Raises:
         UserError: With the teacher's key in front of what is wrong.
     """
-    try:
+    with naming(f"DISTILL.TEACHERS.{name}"):
         return teacher_factory.build_teacher(
             entry.ARCH,
             entry.WEIGHTS,
@@ -138,8 +140,6 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
             sampling_rate=clip.sampling_rate,
             target_fps=clip.target_fps,
         )
-    except UserError as error:
-        raise type(error)(f"DISTILL.TEACHERS.{name}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- terms

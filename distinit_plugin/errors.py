@@ -53,6 +53,33 @@ class WeightsError(UserError):
     """A weights file that is missing, unreadable, unsafe or of another network."""
 
 
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the key of the configuration that is to blame before a UserError that does not name it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"{key}: {problem}" for problem in error.problems]) from error
+    except UserError as error:
+        if str(error).startswith(key):
+            raise
+        raise type(error)(f"{key}: {error}") from error
+
+
+_LOGGED = "The traceback is in "
+
+
+def note_log(error: BaseException, path: str) -> None:
+    """Remember with an error that its traceback is in a file."""
+    error.add_note(_LOGGED + path)
+
+
+def log_of(error: BaseException) -> str | None:
+    """The file that has the traceback of an error; ``None``: no file has."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_LOGGED) for note in notes if note.startswith(_LOGGED)), None)
+
+
 class VideoError(Exception):
     """A video that cannot give the frames asked for. Skipped and counted by the data side, never fatal by itself."""
 

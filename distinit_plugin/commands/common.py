@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
+from collections.abc import Callable
 
 from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.errors import ConfigError
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers from ``least`` on."""
+
+    def parse(word: str) -> int:
+        if not re.fullmatch(r"[-+]?[0-9]{1,9}", word) or int(word) < least:
+            raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a whole number ≥ {least}")
+        return int(word)
+
+    return parse
+
+
+def seconds(word: str) -> float:
+    """The type of a flag that takes a duration."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: seconds, a number > 0")
+    return value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

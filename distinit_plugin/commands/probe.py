@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from distinit_plugin.commands.common import add_config_arguments, load_from_arguments
+from distinit_plugin.commands.common import add_config_arguments, load_from_arguments, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("--neighbors", type=int, default=20, help="k of the k-NN classifier")
+    parser.add_argument("--neighbors", type=whole(1), default=20, help="k of the k-NN classifier")
     add_config_arguments(parser)
 
 

@@ -189,7 +189,9 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
     ]
     for key in OTHER_DEFAULTS.keys() & merger.unhonoured.keys():
         value, source = merger.unhonoured[key]
-        warnings.append(f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}.")
+        warnings.append(
+            f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}."
+        )
     return Reading(cfg, warnings, problems, frozenset(wrong))
 
 

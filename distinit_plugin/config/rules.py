@@ -37,7 +37,9 @@ class Rule(NamedTuple):
         if self.accepts(value):
             return None
         hint = near_matches(value, self.choices()) if isinstance(value, str) else ""
-        return f"{key}: {shown(value)} is not allowed. Allowed: {self.allowed}.{hint or f' The default is {default!r}.'}"
+        return (
+            f"{key}: {shown(value)} is not allowed. Allowed: {self.allowed}.{hint or f' The default is {default!r}.'}"
+        )
 
 
 def one_of(*names: Any) -> Rule:

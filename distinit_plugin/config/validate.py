@@ -91,7 +91,8 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
         elif not _same_type(node[key], default):
             yield f"{full_key}: {shown(node[key])} is not allowed. Allowed: a value like the default, {default!r}."
         elif not _finite(node[key]):
-            yield f"{full_key}: {shown(node[key])} is not allowed. Allowed: a finite number. The default is {default!r}."
+            value = shown(node[key])
+            yield f"{full_key}: {value} is not allowed. Allowed: a finite number. The default is {default!r}."
         elif full_key in rules or key in rules:
             problem = rules[full_key if full_key in rules else key].problem(full_key, node[key], default)
             if problem:
@@ -139,6 +140,11 @@ def _hardware(cfg: CfgNode) -> Problems:
         yield "TRAIN.MIXED_PRECISION: True means fp16, which works on a GPU only. Set it False; auto takes bf16."
     if cfg.RUNNER.DETERMINISTIC and (precision in ("bf16", "fp16") or cfg.TRAIN.MIXED_PRECISION):
         yield "RUNNER.DETERMINISTIC: exact reproduction is fp32. Set RUNNER.PRECISION fp32 or auto, no MIXED_PRECISION."
+    if cfg.RUNNER.DETERMINISTIC and cfg.RUNNER.COMPILE:
+        yield (
+            "RUNNER.COMPILE: True, but a compiled network adds in an order that its tuning chooses, and "
+            "RUNNER.DETERMINISTIC asks for exact reproduction. Set one of the two False."
+        )
 
 
 def _schedule(cfg: CfgNode) -> Problems:

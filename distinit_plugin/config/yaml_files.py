@@ -60,6 +60,13 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _characters)
 
 
+_HINTS = {
+    "'\\t'": " Indent with spaces; YAML allows no tabs there.",
+    "constructor for the tag": " Tags (!…) can run programs and are never followed; write the plain value.",
+}
+"""Part of PyYAML's words → what to do."""
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parse one YAML document.
 
@@ -75,9 +82,10 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
-        raise ConfigError([f"{place}: cannot be read as YAML: {error.problem}."]) from None
+        hint = next((text for part, text in _HINTS.items() if part in str(error.problem)), "")
+        raise ConfigError([f"{place}: cannot be read as YAML: {error.problem}.{hint}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{source}: cannot be read as YAML: {error}."]) from None
+        raise ConfigError([f"{source}: cannot be read as YAML: {' '.join(str(error).split())}."]) from None
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -132,7 +140,9 @@ def _find(path: Path, base: object, find_base: FindBase) -> Path | None:
     if base is None:
         return None
     if not isinstance(base, str) or not base:
-        raise ConfigError([f"{path}: {BASE_KEY} is {shown(base)}; one file name is expected (chain files for several)."])
+        raise ConfigError(
+            [f"{path}: {BASE_KEY} is {shown(base)}; one file name is expected (chain files for several)."]
+        )
     found = find_base(path, base)
     if found is None:
         raise ConfigError([f"{path}: {BASE_KEY} names {base}, which is not a file beside {path.parent}."])

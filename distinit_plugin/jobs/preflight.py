@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 
 from distinit_plugin import build
+from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
 from distinit_plugin.config.validate import problems_of, touches
@@ -160,16 +162,18 @@ class _Check:
                 build.initialize_network(cfg, student)
         teachers: dict[str, Network] = {}
         active = {name: entry for name, entry in sorted(cfg.DISTILL.TEACHERS.items()) if entry.LOSS_WEIGHT > 0}
-        clip = build.input_spec(cfg)
+        clip = build.input_spec(cfg if self._are_right(*CLIP_KEYS) else get_cfg())  # no teacher depends on it
         for name, entry in active.items():
-            if self._are_right(f"DISTILL.TEACHERS.{name}.", *CLIP_KEYS):
-                teacher = self._build(lambda name=name, entry=entry: build.build_teacher(name, entry, clip))
+            if self._are_right(f"DISTILL.TEACHERS.{name}."):
+                teacher = self._build(partial(build.build_teacher, name, entry, clip))
                 if teacher is not None:
                     teachers[name] = teacher
-        # A new head reads the student's layer, which need not be that of the others: each teacher is asked alone.
-        for name in teachers if student is not None and self._are_right("DISTILL.") else ():
-            with torch.device("meta"), self.problems.collect(f"DISTILL.TEACHERS.{name}: "):
-                build.build_objective(cfg, student, {name: teachers[name]})
+        if student is None or not self._are_right("DISTILL.") or (active and not teachers):
+            return
+        # Each teacher is asked alone, so that its name stands before what is wrong and all of them are told.
+        for name, teacher in teachers.items() or [("", None)]:
+            with torch.device("meta"), self.problems.collect(f"DISTILL.TEACHERS.{name}: " if name else ""):
+                build.build_objective(cfg, student, {} if teacher is None else {name: teacher})
 
     def _build(self, build_one: Callable[[], Network]) -> Network | None:
         """A network without memory; ``None`` when something is wrong with it, or when it cannot be had so."""

@@ -160,6 +160,10 @@ def open_session(
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
         memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
         yield Session(cfg, device, Precision(choice.name, device), memory_format, log, corpora or Corpora(cfg))
+    except Exception as error:
+        if log is not None and not isinstance(error, UserError):
+            log.record(error)
+        raise
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(num_threads)
