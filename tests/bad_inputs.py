@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from small_jobs import brightness_teacher, checkpoint, labelled, merged, small_cfg, small_settings
-from small_jobs import write_teacher, write_videos
+from small_jobs import (
+    brightness_teacher,
+    checkpoint,
+    labelled,
+    merged,
+    small_cfg,
+    small_settings,
+    write_teacher,
+    write_videos,
+)
 
 from distinit_plugin import cli
 from distinit_plugin.jobs.running import run

@@ -1,6 +1,6 @@
 """Mistakes with weights, teachers, objectives and the machine, each with the message that it gets.
 
-The first half of the table is in ``test_bad_inputs.py``. What needs a process of its own is in ``test_bad_machines.py``.
+The first half of the table is in ``test_bad_inputs.py``; what needs a process of its own in ``test_bad_machines.py``.
 """
 
 import os
@@ -72,33 +72,110 @@ def other_student(place: Place, *opts: object) -> list[str]:
 
 
 WEIGHTS = [
-    Case("start is missing", lambda p: p.job(START, "/nowhere/x.pyth"), (START, "/nowhere/x.pyth does not exist", "--opts")),
+    Case(
+        "start is missing",
+        lambda p: p.job(START, "/nowhere/x.pyth"),
+        (START, "/nowhere/x.pyth does not exist", "--opts"),
+    ),
     Case("start is a folder", lambda p: p.job(START, p.world.videos), (START, "are a folder", "Name one file")),
     Case("start is truncated", lambda p: p.job(START, truncated(p)), (START, "half.pyth", "truncated")),
     Case("start is empty", lambda p: p.job(START, p.file("x.pyth", "")), (START, "x.pyth is empty")),
-    Case("start is a web page", lambda p: p.job(START, p.file("x.pth", HTML)), (START, "x.pth is a text file", "Download it again")),
+    Case(
+        "start is a web page",
+        lambda p: p.job(START, p.file("x.pth", HTML)),
+        (START, "x.pth is a text file", "Download it again"),
+    ),
     Case("start needs unsafe loading", unsafe, (START, "evil.pth", "mkdir", "could run code, so it is refused")),
-    Case("start holds no weights", lambda p: p.job(START, saved(p, "x.pth", {"epoch": 3})), (START, "x.pth holds no weights", "'epoch'")),
+    Case(
+        "start holds no weights",
+        lambda p: p.job(START, saved(p, "x.pth", {"epoch": 3})),
+        (START, "x.pth holds no weights", "'epoch'"),
+    ),
     Case("start is a list", lambda p: p.job(START, saved(p, "x.pth", [1, 2])), (START, "x.pth holds a list")),
-    Case("start is of another depth", lambda p: other_student(p, "RESNET.DEPTH", 18), (START, "another network", "RESNET.DEPTH")),
-    Case("start is of another width", lambda p: other_student(p, "NETWORK.WIDTH", 16), (START, "another network", "file 6×3×1×7×7", "width")),
-    Case("start is an image network", lambda p: p.job(START, p.world.teacher, MODEL={"MODEL_NAME": "Res3D"}), (START, "another network")),
-    Case("test weights are missing", lambda p: p.labels("TRAIN.ENABLE", False), ("no checkpoint to test", "TEST.CHECKPOINT_FILE_PATH")),
-    Case("test weights are truncated", lambda p: p.labels("TEST.CHECKPOINT_FILE_PATH", truncated(p)), ("TEST.CHECKPOINT_FILE_PATH", "half.pyth", "truncated")),
-    Case("test weights have other classes", lambda p: p.labels("TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", p.world.trained, "MODEL.NUM_CLASSES", 5), ("does not fit the network", "fc.weight")),
-    Case("teacher's file is missing", lambda p: p.job(f"{TEACHER}.WEIGHTS", "./gone.pth"), (f"{TEACHER}.WEIGHTS", "gone.pth does not exist", "looked from")),
-    Case("Places file is missing", lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/resnet50", f"{TEACHER}.WEIGHTS", "resnet50_places365.pth.tar"), (f"{TEACHER}", "resnet50_places365.pth.tar")),
-    Case("teacher's tag is unknown", lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/resnet18", f"{TEACHER}.WEIGHTS", "IMAGENET_V1"), (TEACHER, "no weights named IMAGENET_V1", "Did you mean IMAGENET1K_V1")),
-    Case("teacher's file has other classes", lambda p: p.job(f"{TEACHER}.NUM_CLASSES", 7), (TEACHER, "has 4 classes, NUM_CLASSES is 7", "Set NUM_CLASSES to 4")),
+    Case(
+        "start is of another depth",
+        lambda p: other_student(p, "RESNET.DEPTH", 18),
+        (START, "another network", "RESNET.DEPTH"),
+    ),
+    Case(
+        "start is of another width",
+        lambda p: other_student(p, "NETWORK.WIDTH", 16),
+        (START, "another network", "file 6×3×1×7×7", "width"),
+    ),
+    Case(
+        "start is an image network",
+        lambda p: p.job(START, p.world.teacher, MODEL={"MODEL_NAME": "Res3D"}),
+        (START, "another network"),
+    ),
+    Case(
+        "test weights are missing",
+        lambda p: p.labels("TRAIN.ENABLE", False),
+        ("no checkpoint to test", "TEST.CHECKPOINT_FILE_PATH"),
+    ),
+    Case(
+        "test weights are truncated",
+        lambda p: p.labels("TEST.CHECKPOINT_FILE_PATH", truncated(p)),
+        ("TEST.CHECKPOINT_FILE_PATH", "half.pyth", "truncated"),
+    ),
+    Case(
+        "test weights have other classes",
+        lambda p: p.labels("TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", p.world.trained, "MODEL.NUM_CLASSES", 5),
+        ("does not fit the network", "fc.weight"),
+    ),
+    Case(
+        "teacher's file is missing",
+        lambda p: p.job(f"{TEACHER}.WEIGHTS", "./gone.pth"),
+        (f"{TEACHER}.WEIGHTS", "gone.pth does not exist", "looked from"),
+    ),
+    Case(
+        "Places file is missing",
+        lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/resnet50", f"{TEACHER}.WEIGHTS", "resnet50_places365.pth.tar"),
+        (f"{TEACHER}", "resnet50_places365.pth.tar"),
+    ),
+    Case(
+        "teacher's tag is unknown",
+        lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/resnet18", f"{TEACHER}.WEIGHTS", "IMAGENET_V1"),
+        (TEACHER, "no weights named IMAGENET_V1", "Did you mean IMAGENET1K_V1"),
+    ),
+    Case(
+        "teacher's file has other classes",
+        lambda p: p.job(f"{TEACHER}.NUM_CLASSES", 7),
+        (TEACHER, "has 4 classes, NUM_CLASSES is 7", "Set NUM_CLASSES to 4"),
+    ),
     Case("Places file has other classes", places, (TEACHER, "has 365 classes, NUM_CLASSES is 1000")),
-    Case("teacher's file is of another width", lambda p: p.job(f"{TEACHER}.WIDTH", 16), (TEACHER, "teacher.pth", "another network", "file 8×3×7×7")),
-    Case("teacher's file is of another network", lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/squeezenet1_0"), (TEACHER, "teacher.pth", "another network")),
+    Case(
+        "teacher's file is of another width",
+        lambda p: p.job(f"{TEACHER}.WIDTH", 16),
+        (TEACHER, "teacher.pth", "another network", "file 8×3×7×7"),
+    ),
+    Case(
+        "teacher's file is of another network",
+        lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/squeezenet1_0"),
+        (TEACHER, "teacher.pth", "another network"),
+    ),
     Case("teacher's file needs unsafe loading", unsafe_pickle, (TEACHER, "evil.pkl cannot be read as weights")),
-    Case("teacher's file is a web page", lambda p: p.job(f"{TEACHER}.WEIGHTS", p.file("x.pth", HTML)), (TEACHER, "x.pth is a text file")),
+    Case(
+        "teacher's file is a web page",
+        lambda p: p.job(f"{TEACHER}.WEIGHTS", p.file("x.pth", HTML)),
+        (TEACHER, "x.pth is a text file"),
+    ),
     Case("teacher's weights diverged", diverged, (TEACHER, "nan.pth", "NaN or infinite")),
-    Case("checkpoint for predict is no checkpoint", lambda p: ["predict", "x.mp4", "--checkpoint", str(p.world.teacher)], ("teacher.pth", "no entry 'model_state'")),
-    Case("checkpoint for predict is unsafe", lambda p: ["predict", "x.mp4", "--checkpoint", str(saved(p, "e.pyth", Evil(p.folder / "executed")))], ("e.pyth",)),
-    Case("probe without weights", lambda p: p.labels(verb="probe"), ("no checkpoint to test", "TEST.CHECKPOINT_FILE_PATH"), starts=True),
+    Case(
+        "checkpoint for predict is no checkpoint",
+        lambda p: ["predict", "x.mp4", "--checkpoint", str(p.world.teacher)],
+        ("teacher.pth", "no entry 'model_state'"),
+    ),
+    Case(
+        "checkpoint for predict is unsafe",
+        lambda p: ["predict", "x.mp4", "--checkpoint", str(saved(p, "e.pyth", Evil(p.folder / "executed")))],
+        ("e.pyth",),
+    ),
+    Case(
+        "probe without weights",
+        lambda p: p.labels(verb="probe"),
+        ("no checkpoint to test", "TEST.CHECKPOINT_FILE_PATH"),
+        starts=True,
+    ),
 ]
 
 
@@ -108,23 +185,96 @@ def teacher(place: Place, **keys: object) -> list[str]:
 
 
 OBJECTIVES = [
-    Case("unknown teacher", lambda p: teacher(p, ARCH="torchvision/resnet5O"), (TEACHER, "torchvision has no network named 'resnet5O'", "Did you mean resnet50")),
-    Case("unknown timm teacher", lambda p: teacher(p, ARCH="timm/test_resent"), (TEACHER, "timm has no network named 'test_resent'", "Did you mean test_resnet")),
-    Case("unknown library", lambda p: teacher(p, ARCH="keras/resnet50"), (f"{TEACHER}.ARCH", "torchvision/NAME, timm/NAME")),
-    Case("unknown student", lambda p: p.job(MODEL={"MODEL_NAME": "R2PLus1D"}), ("MODEL.MODEL_NAME", "Did you mean R2Plus1D")),
-    Case("unknown library student", lambda p: p.job(MODEL={"MODEL_NAME": "torchvision/r3d_81"}, RESNET={"DEPTH": 18}, NETWORK={"WIDTH": 64}), ("r3d_81", "Did you mean r3d_18")),
-    Case("teacher's layer", lambda p: teacher(p, LAYER="stage3"), (f"{TEACHER}.LAYER", "'stage3' is not allowed", "logits, features, feature_map")),
-    Case("student's layer", lambda p: teacher(p, LAYER="feature_map", STUDENT_LAYER="stage9", LOSS="mse"), (TEACHER, "the student has no layer named 'stage9'", "Known:")),
-    Case("own logits of another size", lambda p: teacher(p, HEAD="own"), (f"{TEACHER}.HEAD", "2 logits", "4 of the teacher", "HEAD linear")),
-    Case("own features of another size", lambda p: teacher(p, HEAD="own", LAYER="features", LOSS="mse", WIDTH=16, WEIGHTS="random"), (TEACHER, "features have size 64", "128", "HEAD linear")),
-    Case("map against a vector", lambda p: teacher(p, LAYER="feature_map", STUDENT_LAYER="logits", LOSS="mse"), (f"{TEACHER}.STUDENT_LAYER", "is no map")),
-    Case("gate without logits", lambda p: teacher(p, LAYER="features", LOSS="mse", MAX_ENTROPY=1.0), (f"{TEACHER}.MAX_ENTROPY", "needs class probabilities", "Set -1")),
-    Case("gate that never gates", lambda p: teacher(p, MAX_ENTROPY=5.0), (f"{TEACHER}.MAX_ENTROPY", "4 classes have at most 1.39")),
-    Case("inflated R(2+1)D", lambda p: p.job(INIT={"INFLATE_FROM": "Res2D", "INFLATE_WEIGHTS": str(p.world.teacher)}), ("INIT.INFLATE_FROM", "no 2D counterpart", "Use Res3D")),
-    Case("inflated from another width", lambda p: p.job("NETWORK.WIDTH", 16, MODEL={"MODEL_NAME": "Res3D"}, INIT={"INFLATE_FROM": "Res2D", "INFLATE_WEIGHTS": str(p.world.teacher)}), ("INIT.INFLATE_FROM", "not the 2D counterpart", "NETWORK.WIDTH")),
-    Case("batch and accumulation", lambda p: p.job("RUNNER.ACCUMULATE", 3), ("TRAIN.BATCH_SIZE: 4", "RUNNER.ACCUMULATE", "multiple of 3")),
-    Case("crop above the scales", lambda p: p.job("DATA.TRAIN_CROP_SIZE", 64), ("DATA.TRAIN_JITTER_SCALES", "36", "smaller than DATA.TRAIN_CROP_SIZE 64")),
-    Case("more frames than the clip", lambda p: teacher(p, FRAME_PICK="random", NUM_PICKED_FRAMES=9), (f"{TEACHER}.NUM_PICKED_FRAMES", "1 … 4")),
+    Case(
+        "unknown teacher",
+        lambda p: teacher(p, ARCH="torchvision/resnet5O"),
+        (TEACHER, "torchvision has no network named 'resnet5O'", "Did you mean resnet50"),
+    ),
+    Case(
+        "unknown timm teacher",
+        lambda p: teacher(p, ARCH="timm/test_resent"),
+        (TEACHER, "timm has no network named 'test_resent'", "Did you mean test_resnet"),
+    ),
+    Case(
+        "unknown library",
+        lambda p: teacher(p, ARCH="keras/resnet50"),
+        (f"{TEACHER}.ARCH", "torchvision/NAME, timm/NAME"),
+    ),
+    Case(
+        "unknown student",
+        lambda p: p.job(MODEL={"MODEL_NAME": "R2PLus1D"}),
+        ("MODEL.MODEL_NAME", "Did you mean R2Plus1D"),
+    ),
+    Case(
+        "unknown library student",
+        lambda p: p.job(MODEL={"MODEL_NAME": "torchvision/r3d_81"}, RESNET={"DEPTH": 18}, NETWORK={"WIDTH": 64}),
+        ("r3d_81", "Did you mean r3d_18"),
+    ),
+    Case(
+        "teacher's layer",
+        lambda p: teacher(p, LAYER="stage3"),
+        (f"{TEACHER}.LAYER", "'stage3' is not allowed", "logits, features, feature_map"),
+    ),
+    Case(
+        "student's layer",
+        lambda p: teacher(p, LAYER="feature_map", STUDENT_LAYER="stage9", LOSS="mse"),
+        (TEACHER, "the student has no layer named 'stage9'", "Known:"),
+    ),
+    Case(
+        "own logits of another size",
+        lambda p: teacher(p, HEAD="own"),
+        (f"{TEACHER}.HEAD", "2 logits", "4 of the teacher", "HEAD linear"),
+    ),
+    Case(
+        "own features of another size",
+        lambda p: teacher(p, HEAD="own", LAYER="features", LOSS="mse", WIDTH=16, WEIGHTS="random"),
+        (TEACHER, "features have size 64", "128", "HEAD linear"),
+    ),
+    Case(
+        "map against a vector",
+        lambda p: teacher(p, LAYER="feature_map", STUDENT_LAYER="logits", LOSS="mse"),
+        (f"{TEACHER}.STUDENT_LAYER", "is no map"),
+    ),
+    Case(
+        "gate without logits",
+        lambda p: teacher(p, LAYER="features", LOSS="mse", MAX_ENTROPY=1.0),
+        (f"{TEACHER}.MAX_ENTROPY", "needs class probabilities", "Set -1"),
+    ),
+    Case(
+        "gate that never gates",
+        lambda p: teacher(p, MAX_ENTROPY=5.0),
+        (f"{TEACHER}.MAX_ENTROPY", "4 classes have at most 1.39"),
+    ),
+    Case(
+        "inflated R(2+1)D",
+        lambda p: p.job(INIT={"INFLATE_FROM": "Res2D", "INFLATE_WEIGHTS": str(p.world.teacher)}),
+        ("INIT.INFLATE_FROM", "no 2D counterpart", "Use Res3D"),
+    ),
+    Case(
+        "inflated from another width",
+        lambda p: p.job(
+            "NETWORK.WIDTH",
+            16,
+            MODEL={"MODEL_NAME": "Res3D"},
+            INIT={"INFLATE_FROM": "Res2D", "INFLATE_WEIGHTS": str(p.world.teacher)},
+        ),
+        ("INIT.INFLATE_FROM", "not the 2D counterpart", "NETWORK.WIDTH"),
+    ),
+    Case(
+        "batch and accumulation",
+        lambda p: p.job("RUNNER.ACCUMULATE", 3),
+        ("TRAIN.BATCH_SIZE: 4", "RUNNER.ACCUMULATE", "multiple of 3"),
+    ),
+    Case(
+        "crop above the scales",
+        lambda p: p.job("DATA.TRAIN_CROP_SIZE", 64),
+        ("DATA.TRAIN_JITTER_SCALES", "36", "smaller than DATA.TRAIN_CROP_SIZE 64"),
+    ),
+    Case(
+        "more frames than the clip",
+        lambda p: teacher(p, FRAME_PICK="random", NUM_PICKED_FRAMES=9),
+        (f"{TEACHER}.NUM_PICKED_FRAMES", "1 … 4"),
+    ),
 ]
 
 
@@ -132,13 +282,35 @@ OBJECTIVES = [
 MACHINE = [
     Case("no GPU", lambda p: p.job("NUM_GPUS", 1), ("NUM_GPUS is 1", "finds no GPU", "0 for the CPU")),
     Case("fp16 on a CPU", lambda p: p.job("RUNNER.PRECISION", "fp16"), ("RUNNER.PRECISION", "GPU only")),
-    Case("bf16 and deterministic", lambda p: p.job("RUNNER.DETERMINISTIC", True, "RUNNER.PRECISION", "bf16"), ("RUNNER.DETERMINISTIC", "fp32")),
-    Case("compiled and deterministic", lambda p: p.job("RUNNER.DETERMINISTIC", True, "RUNNER.COMPILE", True), ("RUNNER.COMPILE", "RUNNER.DETERMINISTIC")),
+    Case(
+        "bf16 and deterministic",
+        lambda p: p.job("RUNNER.DETERMINISTIC", True, "RUNNER.PRECISION", "bf16"),
+        ("RUNNER.DETERMINISTIC", "fp32"),
+    ),
+    Case(
+        "compiled and deterministic",
+        lambda p: p.job("RUNNER.DETERMINISTIC", True, "RUNNER.COMPILE", True),
+        ("RUNNER.COMPILE", "RUNNER.DETERMINISTIC"),
+    ),
     Case("output below a file", lambda p: p.job("OUTPUT_DIR", p.file("f", "") / "run"), ("OUTPUT_DIR", "is a file")),
     Case("output is a file", lambda p: p.job("OUTPUT_DIR", p.file("f", "")), ("OUTPUT_DIR", "is a file")),
-    Case("output in a system's folder", lambda p: p.job("OUTPUT_DIR", "/proc/1/run"), ("/proc/1/run", "cannot"), starts=True),
-    Case("time stamps below a file", lambda p: p.job("CORPUS.INDEX_CACHE", p.file("f", "") / "x"), ("CORPUS.INDEX_CACHE", "is a file")),
-    Case("network beyond memory", lambda p: p.job("NETWORK.WIDTH", 10**6), ("not enough memory", "NETWORK.WIDTH"), starts=True),
+    Case(
+        "output in a system's folder",
+        lambda p: p.job("OUTPUT_DIR", "/proc/1/run"),
+        ("/proc/1/run", "cannot"),
+        starts=True,
+    ),
+    Case(
+        "time stamps below a file",
+        lambda p: p.job("CORPUS.INDEX_CACHE", p.file("f", "") / "x"),
+        ("CORPUS.INDEX_CACHE", "is a file"),
+    ),
+    Case(
+        "network beyond memory",
+        lambda p: p.job("NETWORK.WIDTH", 10**6),
+        ("not enough memory", "NETWORK.WIDTH"),
+        starts=True,
+    ),
 ]
 
 CASES = [*WEIGHTS, *OBJECTIVES, *MACHINE]
@@ -227,7 +399,10 @@ def test_a_defect_is_one_sentence_and_a_traceback_in_a_file(before_the_run, worl
     [
         (MemoryError(), "not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
-        (RuntimeError("adaptive_avg_pool3d_backward_cuda does not have a deterministic implementation"), "DETERMINISTIC"),
+        (
+            RuntimeError("adaptive_avg_pool3d_backward_cuda does not have a deterministic implementation"),
+            "DETERMINISTIC",
+        ),
         (OSError(24, "Too many open files", "/x"), "/x: too many open files. Raise the limit"),
         (RuntimeError("anything else"), None),
         (FileNotFoundError(2, "No such file"), None),

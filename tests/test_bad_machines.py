@@ -13,7 +13,7 @@ from bad_inputs import Place, World
 
 from distinit_plugin.engine.checkpoint import load_checkpoint
 
-SECONDS = 90  # that any of these may take on a busy machine
+SECONDS = 240  # that any of these may take on a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -214,6 +214,11 @@ class _FileHandler(logging.FileHandler):
             reason = (error.strerror or str(error)).lower()
             print(f"warning: {self.baseFilename} cannot be written: {reason}. The run goes on.", file=sys.stderr)
 
+    def close(self) -> None:
+        """What is still buffered is lost on a full disk."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 class _ConsoleHandler(logging.StreamHandler[IO[str]]):
     """A console whose reader may go away (``| head``, a lost connection): the run goes on, its file has the lines."""
