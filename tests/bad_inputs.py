@@ -122,3 +122,13 @@ def ids(cases: list[Case]) -> list[str]:
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
     return names
+
+
+def billion_laughs() -> str:
+    """Nine levels of nine: a value of 10⁹ entries in a file of 400 characters, and the same by merged mappings."""
+    lists = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    maps = ["m0: &m0 {k: 1}"]
+    for level in range(1, 10):
+        lists.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+        maps.append(f"m{level}: &m{level} {{<<: [{', '.join([f'*m{level - 1}'] * 9)}]}}")
+    return "\n".join([*lists, *maps, "DATA: {MEAN: *a9, STD: [*a9, 1, 1]}", "SOLVER: *m9", ""])

@@ -1,6 +1,6 @@
 """Mistakes with weights, teachers, objectives and the machine, each with the message that it gets.
 
-The first half of the table is in ``test_bad_inputs.py``; what needs a process of its own in ``test_bad_machines.py``.
+The first half of the table is in ``test_bad_inputs.py``; what befalls a job from outside in ``test_bad_machines.py``.
 """
 
 import os
@@ -370,68 +370,3 @@ def test_lists_from_other_systems_work(world, tmp_path):
     rows = b"\xef\xbb\xbftrain/bright/video0.mp4 0\r\n\r\ntrain/dark/caf\xe9.mp4 1\r\n" * 2
     words = place.listed(rows, ROOT=str(videos))
     assert cli.main([*words, "--opts", "TEST.ENABLE", "False"]) == 0
-
-
-@pytest.mark.parametrize("before_the_run", [False, True])
-def test_a_defect_is_one_sentence_and_a_traceback_in_a_file(before_the_run, world, tmp_path, capsys, monkeypatch):
-    def defect(*_, **__):
-        raise ZeroDivisionError("a defect for this test")
-
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    place = "check_job" if before_the_run else "train_in_session"
-    monkeypatch.setattr(f"distinit_plugin.jobs.running.{place}", defect)
-    assert cli.main(Place(world, tmp_path).job()) == cli.EXIT_DEFECT == 3
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    (line,) = printed.err.splitlines()
-    assert "this is a defect of distinit-plugin" in line
-    assert "ZeroDivisionError: a defect for this test" in line
-    (log,) = tmp_path.glob("distinit-*.log") if before_the_run else [tmp_path / "run" / "stdout.log"]
-    assert f"The traceback is in {log}" in line
-    text = log.read_text()
-    assert "Traceback" in text
-    assert "in defect" in text
-
-
-@pytest.mark.parametrize(
-    ("error", "part"),
-    [
-        (MemoryError(), "not enough memory"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
-        (
-            RuntimeError("adaptive_avg_pool3d_backward_cuda does not have a deterministic implementation"),
-            "DETERMINISTIC",
-        ),
-        (OSError(24, "Too many open files", "/x"), "/x: too many open files. Raise the limit"),
-        (RuntimeError("anything else"), None),
-        (FileNotFoundError(2, "No such file"), None),
-    ],
-)
-def test_what_the_machine_refuses_is_no_defect(error, part):
-    sentence = cli.explain(error)
-    assert (sentence is None) if part is None else (part in str(sentence))
-
-
-# ----------------------------------------------------------------------------------------------------- full disks
-def test_a_full_disk_under_the_log_is_said_once(world, tmp_path, capsys):
-    place = Place(world, tmp_path)
-    place.output.mkdir()
-    (place.output / "stdout.log").symlink_to("/dev/full")
-    assert cli.main(place.job()) == 0
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    (line,) = printed.err.splitlines()
-    assert "stdout.log cannot be written: no space left on device. The run goes on." in line
-    assert (place.output / "checkpoints" / "checkpoint_epoch_00001.pyth").is_file()
-
-
-def test_a_full_disk_under_the_figures_ends_the_run(world, tmp_path, capsys):
-    place = Place(world, tmp_path)
-    place.output.mkdir()
-    (place.output / "json_stats.log").symlink_to("/dev/full")
-    assert cli.main(place.job()) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert "no space left on device" in line.lower()
-    assert "Free space" in line

@@ -8,7 +8,7 @@ to end. The rules of single keys have a table of their own in ``test_config.py``
 import shutil
 
 import pytest
-from bad_inputs import Case, Place, World, ids, message_of
+from bad_inputs import Case, Place, World, billion_laughs, ids, message_of
 
 GOOD_ROWS = "train/bright/video0.mp4 0\ntrain/dark/video0.mp4 1\ntrain/bright/video1.mp4 0\ntrain/dark/video1.mp4 1\n"
 TEST_ROWS = "test/bright/video100.mp4 0\ntest/dark/video100.mp4 1\n"
@@ -20,16 +20,6 @@ def world(tmp_path_factory) -> World:
 
 
 # -------------------------------------------------------------------------------------------------------- YAML files
-def billion_laughs() -> str:
-    """Nine levels of nine: a value of 10⁹ entries in a file of 400 characters, and the same by merged mappings."""
-    lists = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    maps = ["m0: &m0 {k: 1}"]
-    for level in range(1, 10):
-        lists.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
-        maps.append(f"m{level}: &m{level} {{<<: [{', '.join([f'*m{level - 1}'] * 9)}]}}")
-    return "\n".join([*lists, *maps, "DATA: {MEAN: *a9, STD: [*a9, 1, 1]}", "SOLVER: *m9", ""])
-
-
 def cycle(place: Place) -> list[str]:
     place.file("a.yaml", "_BASE_: b.yaml\n")
     place.file("b.yaml", "_BASE_: a.yaml\n")

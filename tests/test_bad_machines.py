@@ -1,4 +1,4 @@
-"""What befalls a job from outside, in processes of its own: full disks, closed pipes, signals, dead workers."""
+"""What befalls a job from outside: full disks, closed pipes, signals, dead workers, and defects of the program."""
 
 import os
 import signal
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from bad_inputs import Place, World
 
+from distinit_plugin import cli
 from distinit_plugin.engine.checkpoint import load_checkpoint
 
 SECONDS = 240  # that any of these may take on a busy machine
@@ -105,3 +107,68 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(world, tmp_path):
     (error,) = err.splitlines()
     assert error.startswith("error: A decoding process died")
     assert "DATA_LOADER.NUM_WORKERS" in error
+
+
+@pytest.mark.parametrize("before_the_run", [False, True])
+def test_a_defect_is_one_sentence_and_a_traceback_in_a_file(before_the_run, world, tmp_path, capsys, monkeypatch):
+    def defect(*_, **__):
+        raise ZeroDivisionError("a defect for this test")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    place = "check_job" if before_the_run else "train_in_session"
+    monkeypatch.setattr(f"distinit_plugin.jobs.running.{place}", defect)
+    assert cli.main(Place(world, tmp_path).job()) == cli.EXIT_DEFECT == 3
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    (line,) = printed.err.splitlines()
+    assert "this is a defect of distinit-plugin" in line
+    assert "ZeroDivisionError: a defect for this test" in line
+    (log,) = tmp_path.glob("distinit-*.log") if before_the_run else [tmp_path / "run" / "stdout.log"]
+    assert f"The traceback is in {log}" in line
+    text = log.read_text()
+    assert "Traceback" in text
+    assert "in defect" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (MemoryError(), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
+        (
+            RuntimeError("adaptive_avg_pool3d_backward_cuda does not have a deterministic implementation"),
+            "DETERMINISTIC",
+        ),
+        (OSError(24, "Too many open files", "/x"), "/x: too many open files. Raise the limit"),
+        (RuntimeError("anything else"), None),
+        (FileNotFoundError(2, "No such file"), None),
+    ],
+)
+def test_what_the_machine_refuses_is_no_defect(error, part):
+    sentence = cli.explain(error)
+    assert (sentence is None) if part is None else (part in str(sentence))
+
+
+# ----------------------------------------------------------------------------------------------------- full disks
+def test_a_full_disk_under_the_log_is_said_once(world, tmp_path, capsys):
+    place = Place(world, tmp_path)
+    place.output.mkdir()
+    (place.output / "stdout.log").symlink_to("/dev/full")
+    assert cli.main(place.job()) == 0
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    (line,) = printed.err.splitlines()
+    assert "stdout.log cannot be written: no space left on device. The run goes on." in line
+    assert (place.output / "checkpoints" / "checkpoint_epoch_00001.pyth").is_file()
+
+
+def test_a_full_disk_under_the_figures_ends_the_run(world, tmp_path, capsys):
+    place = Place(world, tmp_path)
+    place.output.mkdir()
+    (place.output / "json_stats.log").symlink_to("/dev/full")
+    assert cli.main(place.job()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "no space left on device" in line.lower()
+    assert "Free space" in line

@@ -144,7 +144,7 @@ def open_session(
     if device.type == "cpu" and cfg.RUNNER.KEEP_MEMORY:
         keep_freed_memory()
     joined = distributed.start(device.type)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, tuning = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     log: RunLog | None = None
     try:
         log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
@@ -153,6 +153,7 @@ def open_session(
             # cuBLAS reads this when it starts.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
         option = "fp16" if cfg.TRAIN.MIXED_PRECISION else cfg.RUNNER.PRECISION
         choice = choose_precision(
             option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC
@@ -166,6 +167,7 @@ def open_session(
         raise
     finally:
         torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = tuning
         torch.set_num_threads(num_threads)
         if log is not None:
             log.close()

@@ -180,7 +180,8 @@ def _check_sums(path: Path) -> None:
 def _unreadable(path: Path, error: Exception) -> str:
     said = _UNPICKLER_SAYS.search(str(error))
     reason = (said[1] if said else next(iter(str(error).splitlines()), "")) or type(error).__name__
-    return f"{path} cannot be read as weights ({reason.split('. ')[0][:200].rstrip('.')}): truncated or of another kind. Download or copy it again."
+    reason = reason.split(". ")[0][:200].rstrip(".")
+    return f"{path} cannot be read as weights ({reason}): truncated or of another kind. Download or copy it again."
 
 
 def _find_state(path: Path, loaded: Mapping[Any, Any]) -> tuple[str, Mapping[Any, Any]]:
