@@ -15,7 +15,7 @@ from distinit_plugin.data.sampler import ClipSampler, ViewSampler
 from distinit_plugin.engine import distributed, optim
 from distinit_plugin.engine.progress import NoProgress, ProgressView
 from distinit_plugin.engine.schedule import Schedule
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import Problems, UserError, WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
@@ -79,10 +79,12 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     """
     reports = []
     if cfg.INIT.INFLATE_FROM:
-        reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
+        with naming("INIT.INFLATE_FROM"):
+            reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
-        _refuse_part_of_a_trunk(report)
+        with naming("TRAIN.CHECKPOINT_FILE_PATH"):
+            report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
+            _refuse_part_of_a_trunk(report)
         reports.append(report)
     return reports
 
@@ -97,7 +99,7 @@ def _refuse_part_of_a_trunk(report: LoadReport) -> None:
         layers = {name.rpartition(".")[0] for name in names}
         if len(layers) > 1:
             raise WeightsError(
-                f"TRAIN.CHECKPOINT_FILE_PATH: {report.source} {what} {len(names)} tensors of {len(layers)} layers "
+                f"{report.source} {what} {len(names)} tensors of {len(layers)} layers "
                 f"({', '.join(names[:3])}, …), so it is of another network. Set MODEL.MODEL_NAME, RESNET.DEPTH and "
                 "NETWORK as they were when it was trained."
             )
@@ -123,7 +125,7 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
     Raises:
         UserError: With the teacher's key in front of what is wrong.
     """
-    try:
+    with naming(f"DISTILL.TEACHERS.{name}"):
         return teacher_factory.build_teacher(
             entry.ARCH,
             entry.WEIGHTS,
@@ -139,8 +141,6 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
             sampling_rate=clip.sampling_rate,
             target_fps=clip.target_fps,
         )
-    except UserError as error:
-        raise type(error)(f"DISTILL.TEACHERS.{name}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- terms
@@ -223,9 +223,11 @@ def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) ->
     if not nodes:
         return Mixture([_load_pyslowfast_list(cfg, split, needs_own_logits(cfg) if labeled is None else labeled)])
     default_subset = "train" if split == "train" else "test"
-    return Mixture(
-        [
-            load_corpus(
+    corpora: list[Corpus] = []
+    problems = Problems()
+    for name, node in sorted(nodes.items()):
+        with problems.collect():
+            corpus = load_corpus(
                 node.FORMAT,
                 name,
                 path=node.PATH,
@@ -237,9 +239,9 @@ def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) ->
                 separator=cfg.DATA.PATH_LABEL_SEPARATOR,
                 weight=node.WEIGHT,
             )
-            for name, node in sorted(nodes.items())
-        ]
-    )
+            corpora.append(corpus)
+    problems.raise_if_any()
+    return Mixture(corpora)
 
 
 def _pyslowfast_list(cfg: CfgNode, split: Split) -> Path:

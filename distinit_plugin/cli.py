@@ -7,12 +7,15 @@ imported only when it is called, so that ``distinit --help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
+import tempfile
+import traceback
 from typing import NamedTuple
 
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import ConfigError, UserError, log_of
 from distinit_plugin.version import __version__
 
 
@@ -33,8 +36,10 @@ VERBS = {
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
 }
 
-# Exit codes: 0 done, 1 the user must change something, 2 wrong command line, 130 interrupted.
+# Exit codes: 0 done, 1 the user must change something, 2 wrong command line, 3 a defect of this program,
+# 130 interrupted.
 EXIT_USER_ERROR = 1
+EXIT_DEFECT = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -51,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
-    """Parse the words after the verb and run it; user errors become one printed sentence and exit code 1."""
+    """Parse the words after the verb and run it.
+
+    What the user can put right becomes one printed sentence and exit code 1. A defect of this program becomes one
+    printed sentence and exit code 3; its traceback goes to a file.
+    """
+    _open_standard_streams()
     verb = VERBS[name]
     module = importlib.import_module(f"distinit_plugin.commands.{verb.module}")
     parser = argparse.ArgumentParser(
@@ -65,7 +75,7 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
         return int(module.run(parsed))
     except UserError as error:
         if _speaks():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_listed(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -74,6 +84,92 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
         # The reader of our output (head, less) went away: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        _report_defect(error)
+        return EXIT_DEFECT
+
+
+def _listed(error: UserError) -> str:
+    """The sentence, or all of them below their number."""
+    if not isinstance(error, ConfigError) or len(error.problems) == 1:
+        return str(error)
+    return "\n".join([f"{len(error.problems)} things are wrong:", *(f"- {problem}" for problem in error.problems)])
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence for what the machine refused (memory, disk, an algorithm); ``None``: a defect of this program."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE & _found(text):
+        return (
+            f"there is not enough memory ({_first_line(error)}). Lower TRAIN.BATCH_SIZE or raise RUNNER.ACCUMULATE; "
+            "DATA.NUM_FRAMES, the crop sizes, NETWORK.WIDTH, TEST.BATCH_SIZE and DATA_LOADER.NUM_WORKERS cost memory, "
+            "too (distinit run --dry-run says how much)."
+        )
+    if "does not have a deterministic implementation" in text:
+        return (
+            f"RUNNER.DETERMINISTIC: {text.split()[0]} has no deterministic algorithm on this device. Set it False, use "
+            "another network, or run on the CPU."
+        )
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{(error.strerror or text).lower()}. {_REFUSALS[error.errno]}"
+    return None
+
+
+_TOO_LARGE = frozenset({"can't allocate memory", "multiplication overflow", "calculation overflowed"})
+
+_REFUSALS = {
+    errno.ENOSPC: "Free space on that disk, or set OUTPUT_DIR to another one.",
+    errno.EDQUOT: "Free space within your quota, or set OUTPUT_DIR to another disk.",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or set OUTPUT_DIR to another disk.",
+    errno.EROFS: "Choose a place that can be written.",
+    errno.EACCES: "Ask for the right to it, or choose another place.",
+    errno.EPERM: "Ask for the right to it, or choose another place.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n), or lower DATA_LOADER.NUM_WORKERS.",
+    errno.EIO: "The disk or its network failed; try again, or choose another place.",
+    errno.ESTALE: "The network disk went away; start again when it is back.",
+}
+"""What the system refuses → what to do."""
+
+
+def _found(text: str) -> frozenset[str]:
+    return frozenset(part for part in _TOO_LARGE if part in text)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
+def _report_defect(error: Exception) -> None:
+    """One sentence on the terminal; the traceback is in the run's log, else in a file of its own."""
+    place = log_of(error)
+    if place is None:
+        try:
+            handle, place = tempfile.mkstemp(prefix="distinit-", suffix=".log")
+            with open(handle, "w", encoding="utf-8", errors="replace") as file:
+                file.write("".join(traceback.format_exception(error)))
+        except OSError:
+            traceback.print_exception(error)  # nowhere else is left
+            place = "above"
+    print(
+        f"error: this is a defect of distinit-plugin {__version__}, not of what you gave it "
+        f"({type(error).__name__}: {_first_line(error)}). The traceback is {'' if place == 'above' else 'in '}{place}; "
+        "please report it with the command line.",
+        file=sys.stderr,
+    )
+
+
+def _open_standard_streams() -> None:
+    """A closed stdin, stdout or stderr would lend its number to the next file, and prints would go into that."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _speaks() -> bool:

@@ -22,10 +22,15 @@ CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
 
+def near_names(name: str, allowed: list[str]) -> list[str]:
+    """The one or two of ``allowed`` that somebody who wrote ``name`` may have meant."""
+    folded = {option.lower(): option for option in allowed}
+    return [folded[match] for match in difflib.get_close_matches(name.lower()[:100], list(folded), n=2, cutoff=0.6)]
+
+
 def near_matches(name: str, allowed: list[str]) -> str:
     """``" Did you mean A or B?"``, or nothing when nothing is near."""
-    folded = {option.lower(): option for option in allowed}
-    found = [folded[match] for match in difflib.get_close_matches(name.lower(), list(folded), n=2, cutoff=0.6)]
+    found = near_names(name, allowed)
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

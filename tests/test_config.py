@@ -118,7 +118,7 @@ def test_tuple_of_python_becomes_a_list():
 
 def test_unknown_key_names_key_file_and_near_match(tmp_path):
     path = write(tmp_path, "mine.yaml", "SOLVER:\n  BASE_LRR: 1\n")
-    (problem,) = problems([], [path])
+    (problem,) = problems(GOOD, [path])
     assert "SOLVER.BASE_LRR" in problem
     assert str(path) in problem
     assert "Did you mean BASE_LR?" in problem
@@ -341,7 +341,7 @@ def test_pyslowfast_keys():
     assert "does not honour" in warnings[0]
     assert "16" in warnings[0]
     assert "TENSORBOARD.MODEL_VIS.GRAD_CAM.COLORMAP is 'jet'" in warnings[1]
-    (problem,) = problems(["MVIT.DEPHT", "1"])
+    (problem,) = problems([*GOOD, "MVIT.DEPHT", "1"])
     assert "MVIT.DEPHT" in problem
     assert "Did you mean DEPTH?" in problem
 

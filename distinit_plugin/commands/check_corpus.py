@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from distinit_plugin.commands.common import seconds, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -16,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="", help="where the videos are, when PATH is a list")
     parser.add_argument("--subset", default="", help="train or test of UCF-101 and HMDB-51")
     parser.add_argument("--split", type=int, default=1, choices=[1, 2, 3], help="split of UCF-101 and HMDB-51")
-    parser.add_argument("--min-frames", type=int, default=8, help="videos with fewer frames are called short")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds that one file may take")
+    parser.add_argument("--min-frames", type=whole(1), default=8, help="videos with fewer frames are called short")
+    parser.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, help="decoding processes")
+    parser.add_argument("--timeout", type=seconds, default=300.0, help="seconds that one file may take")
     parser.add_argument("--output", type=Path, help="also write every finding to this csv")
 
 

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
+from collections.abc import Callable
 
-from distinit_plugin.config.load import load_cfg
+from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.errors import ConfigError
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers from ``least`` on."""
+
+    def parse(word: str) -> int:
+        if not re.fullmatch(r"[-+]?[0-9]{1,9}", word) or int(word) < least:
+            raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a whole number ≥ {least}")
+        return int(word)
+
+    return parse
+
+
+def seconds(word: str) -> float:
+    """The type of a flag that takes a duration."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: seconds, a number > 0")
+    return value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,17 +52,35 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_from_arguments(arguments: argparse.Namespace, extra: list[str] | None = None) -> CfgNode:
+def load_from_arguments(
+    arguments: argparse.Namespace, extra: list[str] | None = None, *, whole_job: bool = True
+) -> CfgNode:
     """Load and check the configuration that the flags name; warnings go to standard error.
+
+    Args:
+        arguments: With the flags of ``add_config_arguments``.
+        extra: Further ``KEY VALUE`` words.
+        whole_job: When something is wrong with it, also look for what is wrong with the videos and weights that it
+            names, so that everything is told at once. (A good one is looked at by the job itself.)
 
     Raises:
         UserError: Anything wrong with it, everything at once.
     """
     files, pairs = _split_pairs(arguments.cfg_files)
-    cfg, warnings = load_cfg(files, [*pairs, *arguments.opts, *(extra or [])])
-    for warning in warnings if os.environ.get("RANK", "0") == "0" else ():  # torchrun's other ranks have the same
+    reading = read_cfg(files, [*pairs, *arguments.opts, *(extra or [])])
+    for warning in (
+        reading.warnings if os.environ.get("RANK", "0") == "0" else ()
+    ):  # torchrun's other ranks have the same
         print(f"warning: {warning}", file=sys.stderr)
-    return cfg
+    problems = list(reading.problems)
+    if problems and whole_job:
+        from distinit_plugin.jobs.corpora import Corpora
+        from distinit_plugin.jobs.preflight import job_problems
+
+        problems += job_problems(reading.cfg, Corpora(reading.cfg), reading.wrong)
+    if problems:
+        raise ConfigError(problems)
+    return reading.cfg
 
 
 def _split_pairs(words: list[str]) -> tuple[list[str], list[str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from distinit_plugin.commands.common import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
     parser.add_argument("--checkpoint", required=True, help="a fine-tuned checkpoint (it holds its own configuration)")
     parser.add_argument("--classes", default="", help="file of class names, one per line; default: from the checkpoint")
-    parser.add_argument("--top", type=int, default=5, help="classes to print per video")
-    parser.add_argument("--clips", type=int, default=10, help="uniform clips per video")
+    parser.add_argument("--top", type=whole(1), default=5, help="classes to print per video")
+    parser.add_argument("--clips", type=whole(1), default=10, help="uniform clips per video")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from distinit_plugin.commands.common import add_config_arguments, load_from_arguments
+from distinit_plugin.commands.common import add_config_arguments, load_from_arguments, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("--neighbors", type=int, default=20, help="k of the k-NN classifier")
+    parser.add_argument("--neighbors", type=whole(1), default=20, help="k of the k-NN classifier")
     add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Extract features of CORPUS.TRAIN and CORPUS.TEST and print both accuracies."""
-    cfg = load_from_arguments(arguments)
+    cfg = load_from_arguments(arguments, whole_job=False)
 
     from distinit_plugin.jobs.probing import probe
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, Merger
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
-from distinit_plugin.config.validate import validate
+from distinit_plugin.config.validate import problems_of
 from distinit_plugin.config.yaml_files import base_beside, parse_yaml, read_chain
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
 
 HOME_PATHS = (
@@ -32,6 +32,22 @@ OTHER_DEFAULTS = {"DATA.TARGET_FPS": "frames are taken as they are; CORPUS.TARGE
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+class Reading(NamedTuple):
+    """What came of reading a configuration, whether or not it can be used.
+
+    Attributes:
+        cfg: Frozen; a value that could not be taken is still the default.
+        warnings: One sentence for each PySlowFast key that was set and is not honoured.
+        problems: One sentence each; none: the configuration is good.
+        wrong: The (starts of) keys that the problems are about, so that nothing is said twice about them.
+    """
+
+    cfg: CfgNode
+    warnings: list[str]
+    problems: list[str]
+    wrong: frozenset[str]
+
+
 def load_cfg(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], opts: Sequence[Any] = (), *, check: bool = True
 ) -> tuple[CfgNode, list[str]]:
@@ -48,14 +64,39 @@ def load_cfg(
     Raises:
         ConfigError: Everything that is wrong, at once.
     """
+    return _good(read_cfg(paths, opts, check=check))
+
+
+def read_cfg(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], opts: Sequence[Any] = (), *, check: bool = True
+) -> Reading:
+    """As ``load_cfg``, but what is wrong with keys and values comes back, so that more can be found out.
+
+    Raises:
+        ConfigError: Files that cannot be read, all of them.
+    """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     cfg = get_cfg()
     merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
+    unreadable: list[str] = []
     for name in names:
-        for path, values in read_chain(resolve_config(name), _find_base):
+        try:
+            chain = read_chain(resolve_config(name), _find_base)
+        except ConfigError as error:
+            unreadable += error.problems
+            continue
+        for path, values in chain:
             merger.merge(values, str(path))
+    if unreadable:
+        raise ConfigError(unreadable)
     merger.merge_pairs(list(opts), "--opts")
     return _finish(cfg, merger, check)
+
+
+def _good(reading: Reading) -> tuple[CfgNode, list[str]]:
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    return reading.cfg, reading.warnings
 
 
 def parse_cfg(text: str, source: str, *, check: bool = True) -> tuple[CfgNode, list[str]]:
@@ -75,7 +116,7 @@ def parse_cfg(text: str, source: str, *, check: bool = True) -> tuple[CfgNode, l
     cfg = get_cfg()
     merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
     merger.merge(values, source)
-    return _finish(cfg, merger, check)
+    return _good(_finish(cfg, merger, check))
 
 
 def resolve_config(path: str | os.PathLike[str]) -> Path:
@@ -130,24 +171,28 @@ def _find_base(path: Path, base: str) -> Path | None:
     return base_beside(path, base) or _shipped(base)
 
 
-def _finish(cfg: CfgNode, merger: Merger, check: bool) -> tuple[CfgNode, list[str]]:
-    merger.raise_problems()
+def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
     for key in HOME_PATHS:
         node, name = cfg[key.split(".")[0]] if "." in key else cfg, key.split(".")[-1]
         node[name] = os.path.expanduser(node[name])
+    problems, wrong = list(merger.problems), set(merger.wrong)
     if check:
-        validate(cfg)
+        found = problems_of(cfg, wrong)
+        problems += found
+        wrong |= {problem.partition(":")[0] for problem in found}
     cfg.freeze()
     warnings = [
-        f"{key} is {value!r} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
+        f"{key} is {shown(value)} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
         f"default, {PYSLOWFAST_DEFAULTS[key]!r}."
         for key, (value, source) in merger.unhonoured.items()
         if not _same(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS
     ]
     for key in OTHER_DEFAULTS.keys() & merger.unhonoured.keys():
         value, source = merger.unhonoured[key]
-        warnings.append(f"{key} is {value!r} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}.")
-    return cfg, warnings
+        warnings.append(
+            f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}."
+        )
+    return Reading(cfg, warnings, problems, frozenset(wrong))
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -25,8 +25,8 @@ from typing import Any
 from fvcore.common.config import CfgNode as _FvcoreNode
 
 from distinit_plugin.config.yaml_files import parse_yaml, read_chain
-from distinit_plugin.errors import ConfigError
-from distinit_plugin.registry import near_matches
+from distinit_plugin.errors import ConfigError, shown
+from distinit_plugin.registry import near_matches, near_names
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -119,6 +119,7 @@ class Merger:
 
     Attributes:
         problems: One sentence each.
+        wrong: The keys that they are about; for a key that does not exist those that may be meant.
         unhonoured: Keys of ``foreign`` that were given, with the last value and where it came from.
     """
 
@@ -127,6 +128,7 @@ class Merger:
         if root.is_frozen():
             raise ConfigError(["This configuration is frozen; change a copy: cfg = cfg.clone(); cfg.defrost()."])
         self.problems: list[str] = []
+        self.wrong: set[str] = set()
         self.unhonoured: dict[str, tuple[Any, str]] = {}
         self._root = root
         self._foreign = foreign or {}
@@ -146,6 +148,7 @@ class Merger:
             last = str(words[-1])
             hint = f" Write {last.replace('=', ' ', 1)}." if "=" in last else ""
             self.problems.append(f"{source}: KEY VALUE pairs are expected, but '{last}' is left over.{hint}")
+            self.wrong.add("")  # which word is too many is not known, so any key may be meant
             return
         for key, value in zip(words[0::2], words[1::2], strict=True):
             nested: Any = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -162,16 +165,24 @@ class Merger:
     def _merge(self, values: Mapping[Any, Any], node: CfgNode, prefix: str) -> None:
         for key, value in values.items():
             full_key = f"{prefix}{key}"
-            if node.template is not None:
-                self._merge_named(str(key), value, node, full_key)
-            elif key not in node:
-                self._set_aside(key, value, node, full_key)
-            elif isinstance(node[key], CfgNode):
-                self._merge_node(value, node[key], full_key)
-            else:
-                self._set_leaf(key, value, node, full_key)
-                if prefix[:-1] in self._created:
-                    self._created[prefix[:-1]][2].add(key)
+            try:
+                self._merge_one(key, value, node, full_key)
+            except ConfigError as error:  # text that is no YAML
+                self.wrong.add(full_key)
+                self.problems += [f"{full_key}: {problem}" for problem in error.problems]
+
+    def _merge_one(self, key: Any, value: Any, node: CfgNode, full_key: str) -> None:
+        if node.template is not None:
+            self._merge_named(str(key), value, node, full_key)
+        elif key not in node:
+            self._set_aside(key, value, node, full_key)
+        elif isinstance(node[key], CfgNode):
+            self._merge_node(value, node[key], full_key)
+        else:
+            self._set_leaf(key, value, node, full_key)
+            created = self._created.get(full_key.rpartition(".")[0])
+            if created is not None:
+                created[2].add(key)
 
     def _merge_node(self, value: Any, node: CfgNode, full_key: str) -> None:
         value = _mapping_from_text(value, self._source)
@@ -181,7 +192,7 @@ class Merger:
         elif isinstance(value, Mapping):
             self._merge(value, node, f"{full_key}.")
         else:
-            self._problem(full_key, f"is a node with keys of its own ({', '.join(node)}), not {value!r}")
+            self._problem(full_key, f"is a node with keys of its own ({', '.join(node)}), not {shown(value)}")
 
     def _merge_named(self, name: str, value: Any, node: CfgNode, full_key: str) -> None:
         assert node.template is not None
@@ -200,7 +211,7 @@ class Merger:
                     full_key, f"nothing of this name to remove (there are: {known}).{hint} A new one needs keys"
                 )
         elif not isinstance(value, Mapping):
-            self._problem(full_key, f"is a node with keys of its own ({', '.join(template)}), not {value!r}")
+            self._problem(full_key, f"is a node with keys of its own ({', '.join(template)}), not {shown(value)}")
         else:
             if name not in node:
                 node[name] = template.clone()
@@ -219,6 +230,7 @@ class Merger:
                     f"there is no '{name}' in {parent} yet (there are: {', '.join(others) or 'none'})."
                     f"{near_matches(name, others)} To add it, give {full_key}.{required} as well",
                 )
+                del node[name]
         self._created.clear()
 
     def _set_aside(self, key: Any, value: Any, node: CfgNode, full_key: str) -> None:
@@ -240,6 +252,7 @@ class Merger:
         if not hint and elsewhere:
             hint = f" Did you mean {' or '.join(elsewhere[:3])}?"
         keys = f" Keys here: {', '.join(sorted(node))}." if node and not hint else ""
+        self.wrong |= {prefix} if prefix else {*near_names(str(key), list(node)), *elsewhere}
         self.problems.append(f"{full_key} (in {self._source}): there is no such key.{hint}{keys}")
 
     def _set_leaf(self, key: str, value: Any, node: CfgNode, full_key: str) -> None:
@@ -251,6 +264,7 @@ class Merger:
             self._problem(full_key, str(error))
 
     def _problem(self, full_key: str, text: str) -> None:
+        self.wrong.add(full_key)
         self.problems.append(f"{full_key} (in {self._source}): {text}.")
 
 
@@ -288,7 +302,7 @@ def coerce(value: Any, default: Any) -> Any:
         taken = _number(value, whole=kind is int)
     if type(taken) is not kind:
         hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""
-        raise ValueError(f"{value!r} is not {_KINDS[kind]}{hint} (it was {default!r})")
+        raise ValueError(f"{shown(value)} is not {_KINDS[kind]}{hint} (it was {default!r})")
     return taken
 
 
@@ -297,7 +311,7 @@ def _coerce_list(value: Any, default: list[Any]) -> list[Any]:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = literal_eval(value)
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{value!r} is not a list; write it as [a, b, …] (it was {default!r})")
+        raise ValueError(f"{shown(value)} is not a list; write it as [a, b, …] (it was {default!r})")
     return [coerce(item, default[0]) for item in value] if default else list(value)
 
 
@@ -311,7 +325,10 @@ def _number(value: Any, *, whole: bool) -> int | float | None:
     if not isinstance(value, int | float):
         return None
     if not whole:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
 
 

@@ -13,9 +13,9 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".pyth", ".tar", ".pkl", ".bin", ".safetensor
 
 def path_problems(cfg: CfgNode) -> Iterator[str]:
     """One sentence for each file or folder that the job needs and that is not there or cannot be written."""
-    yield from _unwritable("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    yield from unwritable("OUTPUT_DIR", cfg.OUTPUT_DIR, "--opts OUTPUT_DIR FOLDER")
     if cfg.CORPUS.INDEX_CACHE:
-        yield from _unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE)
+        yield from unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE, "--opts CORPUS.INDEX_CACHE FOLDER")
     yield from _corpora(cfg)
     yield from _weights(cfg)
 
@@ -58,12 +58,18 @@ def _missing(key: str, path: str, fix: str) -> Iterator[str]:
         yield f"{key}: {path} does not exist{beside}. {fix}, or say where it is: --opts {key} PLACE."
 
 
-def _unwritable(key: str, folder: str) -> Iterator[str]:
-    """A folder that is there and writable, or whose nearest existing parent is."""
+def unwritable(key: str, folder: str, fix: str) -> Iterator[str]:
+    """The sentence for a folder that cannot be written; nothing where it, or its nearest existing parent, can.
+
+    Args:
+        key: What names it.
+        folder: It.
+        fix: What to write to name another one.
+    """
     place = Path(folder).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        yield f"{key}: {folder} cannot be a folder, {place} is a file. Choose another folder: --opts {key} FOLDER."
+        yield f"{key}: {folder} cannot be a folder, {place} is a file. Choose another folder: {fix}."
     elif not os.access(place, os.W_OK | os.X_OK):
-        yield f"{key}: {folder} cannot be written, {place} is not writable. Choose another folder: --opts {key} FOLDER."
+        yield f"{key}: {folder} cannot be written, {place} is not writable. Choose another folder: {fix}."

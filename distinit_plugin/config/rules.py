@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fvcore.common.registry import Registry
 
+from distinit_plugin.errors import shown
 from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
 
 NETWORK_SWITCHES = {
@@ -37,7 +38,9 @@ class Rule(NamedTuple):
         if self.accepts(value):
             return None
         hint = near_matches(value, self.choices()) if isinstance(value, str) else ""
-        return f"{key}: {value!r} is not allowed. Allowed: {self.allowed}.{hint or f' The default is {default!r}.'}"
+        return (
+            f"{key}: {shown(value)} is not allowed. Allowed: {self.allowed}.{hint or f' The default is {default!r}.'}"
+        )
 
 
 def one_of(*names: Any) -> Rule:
@@ -59,7 +62,7 @@ def number(
 ) -> Rule:
     """A number within bounds."""
     bounds = [("≥", least), (">", above), ("≤", most), ("<", below)]
-    text = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    text = " and ".join(f"{sign} {bound:.12g}" for sign, bound in bounds if bound is not None)
     return Rule(
         f"a number {text}",
         lambda value: (
@@ -123,16 +126,16 @@ def teacher_name() -> Rule:
 
 
 _NOT_EMPTY = Rule("any text but the empty one", lambda value: bool(value.strip()))
-_COUNT = number(least=1)
-_FROM_ZERO = number(least=0)
+_COUNT = number(least=1, most=1e9)
+_FROM_ZERO = number(least=0, most=1e12)
 _FRACTION = number(least=0, below=1)
 _MEAN = items(number(least=0, most=1), 3)
 _STD = items(number(above=0), 3)
-_CROP = number(least=8)
+_CROP = number(least=8, most=10_000)
 
 RULES: dict[str, Rule] = {
     "OUTPUT_DIR": _NOT_EMPTY,
-    "RNG_SEED": _FROM_ZERO,
+    "RNG_SEED": number(least=0, most=2**32 - 1),
     "NUM_GPUS": _FROM_ZERO,
     "NUM_SHARDS": _COUNT,
     "SHARD_ID": _FROM_ZERO,
@@ -153,7 +156,7 @@ RULES: dict[str, Rule] = {
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
-    "DATA_LOADER.NUM_WORKERS": _FROM_ZERO,
+    "DATA_LOADER.NUM_WORKERS": number(least=0, most=1024),
     "MODEL.MODEL_NAME": network_name(),
     "MODEL.NUM_CLASSES": _COUNT,
     "MODEL.DROPOUT_RATE": _FRACTION,
@@ -196,8 +199,8 @@ RULES: dict[str, Rule] = {
     "RUNNER.ACCUMULATE": _COUNT,
     "RUNNER.PRECISION": one_of("auto", "fp32", "bf16", "fp16"),
     "RUNNER.CHANNELS_LAST": one_of("auto", "on", "off"),
-    "RUNNER.NUM_THREADS": _FROM_ZERO,
-    "RUNNER.CPU_RANKS": _COUNT,
+    "RUNNER.NUM_THREADS": number(least=0, most=1024),
+    "RUNNER.CPU_RANKS": number(least=1, most=1024),
     "RUNNER.INIT_METHOD": address(),
     "RUNNER.JOIN_TIMEOUT": number(least=1),
     "RUNNER.COLLECTIVE_TIMEOUT": number(least=1),

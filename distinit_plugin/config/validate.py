@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from distinit_plugin.config.defaults import CORPUS_ENTRY, TEACHER_ENTRY, get_cfg
@@ -11,7 +11,7 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
 from distinit_plugin.config.rules import CORPUS_RULES, DEPTHS, NETWORK_SWITCHES, NETWORKS, RULES, TEACHER_RULES, Rule
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
 
 Problems = Iterator[str]
@@ -37,16 +37,32 @@ def validate(cfg: CfgNode, check_paths: bool = False) -> None:
     Raises:
         ConfigError: Every problem found, one sentence each.
     """
-    problems = list(_single_keys(cfg))
-    wrong = {problem.partition(":")[0] for problem in problems}
-    for check, needs in _CHECKS:
-        # A rule over several keys says nothing useful while one of them alone is already wrong.
-        if not any(key.startswith(need) for key in wrong for need in needs):
-            problems += check(cfg)
+    problems = problems_of(cfg)
     if check_paths:
         problems += path_problems(cfg)
     if problems:
         raise ConfigError(problems)
+
+
+def problems_of(cfg: CfgNode, wrong: Collection[str] = ()) -> list[str]:
+    """Every problem of a configuration, one sentence each that begins with the key, a colon after it.
+
+    Args:
+        cfg: The configuration.
+        wrong: Keys whose values could not be taken, so that the configuration holds others in their place.
+    """
+    problems = list(_single_keys(cfg))
+    wrong = {*wrong, *(problem.partition(":")[0] for problem in problems)}
+    for check, needs in _CHECKS:
+        # A rule over several keys says nothing useful while one of them alone is already wrong.
+        if not touches(wrong, needs):
+            problems += check(cfg)
+    return problems
+
+
+def touches(wrong: Collection[str], needs: Collection[str]) -> bool:
+    """Whether one of some wrong keys lies in, or above, one of the (starts of) keys that something needs."""
+    return any(key.startswith(need) or need.startswith(key) for key in wrong for need in needs)
 
 
 def _single_keys(cfg: CfgNode) -> Problems:
@@ -61,7 +77,7 @@ def _single_keys(cfg: CfgNode) -> Problems:
 
 def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) -> Problems:
     if not isinstance(node, Mapping):
-        yield f"{prefix[:-1]}: {node!r} is not a node. Allowed: a mapping with the keys {', '.join(defaults)}."
+        yield f"{prefix[:-1]}: {shown(node)} is not a node. Allowed: a mapping with the keys {', '.join(defaults)}."
         return
     for key in [key for key in node if key not in defaults]:
         yield f"{prefix}{key}: there is no such key.{near_matches(str(key), list(defaults))}"
@@ -73,9 +89,10 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
             if default.template is None:
                 yield from _node(node[key], default, rules, f"{full_key}.")
         elif not _same_type(node[key], default):
-            yield f"{full_key}: {node[key]!r} is not allowed. Allowed: a value like the default, {default!r}."
+            yield f"{full_key}: {shown(node[key])} is not allowed. Allowed: a value like the default, {default!r}."
         elif not _finite(node[key]):
-            yield f"{full_key}: {node[key]!r} is not allowed. Allowed: a finite number. The default is {default!r}."
+            value = shown(node[key])
+            yield f"{full_key}: {value} is not allowed. Allowed: a finite number. The default is {default!r}."
         elif full_key in rules or key in rules:
             problem = rules[full_key if full_key in rules else key].problem(full_key, node[key], default)
             if problem:
@@ -134,6 +151,11 @@ def _hardware(cfg: CfgNode) -> Problems:
         yield "TRAIN.MIXED_PRECISION: True means fp16, which works on a GPU only. Set it False; auto takes bf16."
     if cfg.RUNNER.DETERMINISTIC and (precision in ("bf16", "fp16") or cfg.TRAIN.MIXED_PRECISION):
         yield "RUNNER.DETERMINISTIC: exact reproduction is fp32. Set RUNNER.PRECISION fp32 or auto, no MIXED_PRECISION."
+    if cfg.RUNNER.DETERMINISTIC and cfg.RUNNER.COMPILE:
+        yield (
+            "RUNNER.COMPILE: True, but a compiled network adds in an order that its tuning chooses, and "
+            "RUNNER.DETERMINISTIC asks for exact reproduction. Set one of the two False."
+        )
 
 
 def _schedule(cfg: CfgNode) -> Problems:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.errors import ConfigError, shown
 
 BASE_KEY = "_BASE_"
 
@@ -39,6 +39,11 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Join ``<<`` mappings; a key stays once, so that merges of merges do not grow without bound."""
+        super().flatten_mapping(node)
+        node.value = list({(key.tag, str(key.value)): (key, value) for key, value in node.value}.values())
+
 
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -53,6 +58,13 @@ _SCALARS = {
 for _tag, (_pattern, _first) in _SCALARS.items():
     _characters = ["" if character == "\0" else character for character in _first]
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _characters)
+
+
+_HINTS = {
+    "'\\t'": " Indent with spaces; YAML allows no tabs there.",
+    "constructor for the tag": " Tags (!…) can run programs and are never followed; write the plain value.",
+}
+"""Part of PyYAML's words → what to do."""
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -70,9 +82,10 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
-        raise ConfigError([f"{place}: cannot be read as YAML: {error.problem}."]) from None
+        hint = next((text for part, text in _HINTS.items() if part in str(error.problem)), "")
+        raise ConfigError([f"{place}: cannot be read as YAML: {error.problem}.{hint}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{source}: cannot be read as YAML: {error}."]) from None
+        raise ConfigError([f"{source}: cannot be read as YAML: {' '.join(str(error).split())}."]) from None
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -127,7 +140,9 @@ def _find(path: Path, base: object, find_base: FindBase) -> Path | None:
     if base is None:
         return None
     if not isinstance(base, str) or not base:
-        raise ConfigError([f"{path}: {BASE_KEY} is {base!r}; one file name is expected (chain files for several)."])
+        raise ConfigError(
+            [f"{path}: {BASE_KEY} is {shown(base)}; one file name is expected (chain files for several)."]
+        )
     found = find_base(path, base)
     if found is None:
         raise ConfigError([f"{path}: {BASE_KEY} names {base}, which is not a file beside {path.parent}."])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -17,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.meters import JSON_PREFIX, duration_text
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import UserError, note_log
 
 LOG_FILE = "stdout.log"
 PACKAGE = "distinit_plugin"
@@ -215,18 +219,29 @@ class RunLog:
     def _console_handler(self, main: bool) -> logging.Handler:
         handler: logging.Handler
         if not main:
-            handler = logging.StreamHandler(self.console.file)
+            handler = _ConsoleHandler(self.console.file)
             handler.setFormatter(_formatter(f"rank {distributed.rank()}: "))
             handler.addFilter(lambda record: not getattr(record, "same_on_all_ranks", False))
         elif self.console.is_terminal:
             handler = RichHandler(console=self.console, show_path=False, show_level=False, log_time_format="[%H:%M:%S]")
             handler.addFilter(lambda record: not getattr(record, "file_only", False))
         else:
-            handler = logging.StreamHandler(self.console.file)
+            handler = _ConsoleHandler(self.console.file)
             handler.setFormatter(_formatter())
         handler.addFilter(lambda record: not str(record.msg).startswith(JSON_PREFIX))
         handler.setLevel(logging.INFO if main else logging.WARNING)
         return handler
+
+    def record(self, error: Exception) -> None:
+        """Write the traceback of an error to the run's file, and note that place with it; the console stays clean."""
+        record = self._logger.makeRecord(
+            PACKAGE, logging.ERROR, __file__, 0, "the run ends with an error", (), (type(error), error, None)
+        )
+        record.exc_text = "".join(traceback.format_exception(error)).rstrip()
+        for handler in self._handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.emit(record)
+                note_log(error, handler.baseFilename)
 
     def close(self) -> None:
         """Detach and close the handlers."""
@@ -237,6 +252,40 @@ class RunLog:
         self._logger.propagate = self._before[1]
 
 
+class _FileHandler(logging.FileHandler):
+    """A log file that may become unwritable (a full disk): said once, and the run goes on without it."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging names it)
+        """Instead of logging's traceback for each line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            reason = (error.strerror or str(error)).lower()
+            print(f"warning: {self.baseFilename} cannot be written: {reason}. The run goes on.", file=sys.stderr)
+
+    def close(self) -> None:
+        """What is still buffered is lost on a full disk."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _ConsoleHandler(logging.StreamHandler[IO[str]]):
+    """A console whose reader may go away (``| head``, a lost connection): the run goes on, its file has the lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging names it)
+        """Instead of logging's traceback for each line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        # What is still buffered must not fail again at the end of the program.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def _formatter(prefix: str = "") -> logging.Formatter:
     return logging.Formatter(f"[%(asctime)s] {prefix}%(message)s", "%m/%d %H:%M:%S")
 
@@ -244,7 +293,7 @@ def _formatter(prefix: str = "") -> logging.Formatter:
 def _file_handler(output_dir: Path) -> logging.Handler:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(output_dir / LOG_FILE, encoding="utf-8")
+        handler = _FileHandler(output_dir / LOG_FILE, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"OUTPUT_DIR: cannot write to {output_dir} ({error.strerror or error}). Name a folder that you "

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from distinit_plugin.config.paths import unwritable
+from distinit_plugin.errors import UserError
 from distinit_plugin.video.check import CorpusReport, check_corpus
 from distinit_plugin.video.corpus import load_corpus
 
@@ -51,6 +53,9 @@ def check(
     Raises:
         UserError: The corpus cannot be read, or ``output`` not be written.
     """
+    if output is not None:  # found out before hours of decoding
+        for problem in unwritable("--output", str(output.parent), "--output FOLDER/FILE.csv"):
+            raise UserError(problem)
     fmt = fmt or guess_format(path)
     if fmt in ("ucf101", "hmdb51"):
         subset = subset or "train"

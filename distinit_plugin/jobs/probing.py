@@ -63,7 +63,7 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         for report in reports:
             logger.info("%s", report)
         session.check_convolutions(network, network.view_specs("test"))
-        train_videos, test_videos = (build.build_corpora(cfg, use, labeled=True) for use in USES)
+        train_videos, test_videos = (session.corpora.of(use, labeled=True) for use in USES)
         check_same_classes(train_videos.class_names or [], test_videos.class_names or [], "test")
         train_features, train_labels = _labelled(_features(session, network, train_videos, "train"), "TRAIN")
         test_features, test_labels = _labelled(_features(session, network, test_videos, "test"), "TEST")

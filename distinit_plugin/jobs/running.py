@@ -10,14 +10,15 @@ from rich.table import Table
 
 from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.validate import validate
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.engine.train import TrainResult
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.launching import launch, starts_ranks
+from distinit_plugin.jobs.preflight import check_job
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
@@ -49,18 +50,19 @@ def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
         console: Where to print; the standard output when ``None``, and always in processes that are started.
 
     Raises:
-        UserError: Anything that the user can put right; everything wrong with the configuration at once.
+        UserError: Anything that the user can put right; everything that can be known before the first step at once.
     """
-    validate(cfg, check_paths=True)
+    corpora = Corpora(cfg)
+    check_job(cfg, corpora)
     if starts_ranks(cfg):
         result: RunResult = launch(cfg, _run_here)
         return result
-    return _run_here(cfg, console=console)
+    return _run_here(cfg, corpora=corpora, console=console)
 
 
-def _run_here(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
-    """The whole job, in this process."""
-    with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN, console=console) as session:
+def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console | None = None) -> RunResult:
+    """The whole job, in this process; ``corpora``: of the configuration, when they are read already."""
+    with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN, console=console, corpora=corpora) as session:
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)

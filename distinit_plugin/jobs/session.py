@@ -25,6 +25,7 @@ from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.engine.precision import Precision, choose_memory_format, choose_precision, set_flush_denormals
 from distinit_plugin.engine.progress import ProgressView, RunLog, open_progress
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
 from distinit_plugin.types import Batch, Network, Split, ViewSpec
@@ -53,6 +54,7 @@ class Session:
         log: The run's log.
         bad_videos: Of training, validation and test together.
         progress: What a person sees of anything that takes long.
+        corpora: The videos that the configuration names.
     """
 
     cfg: CfgNode
@@ -62,6 +64,7 @@ class Session:
     log: RunLog
     bad_videos: BadVideoLog
     progress: ProgressView
+    corpora: Corpora
 
     @property
     def output_dir(self) -> Path:
@@ -157,13 +160,16 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console | None = None) -> Iterator[Session]:
+def open_session(
+    cfg: CfgNode, *, log_to_folder: bool = True, console: Console | None = None, corpora: Corpora | None = None
+) -> Iterator[Session]:
     """Set the process up for a job, and clean up after it.
 
     Args:
         cfg: The configuration.
         log_to_folder: Write ``stdout.log`` to OUTPUT_DIR.
         console: Where to print; the standard output when ``None``.
+        corpora: Lists that are read already; ``None``: they are read when they are asked for.
 
     Raises:
         UserError: The device is not there, or OUTPUT_DIR cannot be written.
@@ -176,7 +182,7 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
     if device.type == "cpu" and cfg.RUNNER.KEEP_MEMORY:
         keep_freed_memory()
     joined = distributed.start(device.type, cfg.RUNNER.COLLECTIVE_TIMEOUT)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, tuning = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     log: RunLog | None = None
     try:
         log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
@@ -185,6 +191,7 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
             # cuBLAS reads this when it starts.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
         option = "fp16" if cfg.TRAIN.MIXED_PRECISION else cfg.RUNNER.PRECISION
         choice = choose_precision(
             option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC
@@ -195,9 +202,23 @@ def open_session(cfg: CfgNode, *, log_to_folder: bool = True, console: Console |
         bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
         progress = open_progress(log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main())
         with ending_together(cfg.RUNNER.COLLECTIVE_TIMEOUT):
-            yield Session(cfg, device, Precision(choice.name, device), memory_format, log, bad_videos, progress)
+            yield Session(
+                cfg=cfg,
+                device=device,
+                precision=Precision(choice.name, device),
+                memory_format=memory_format,
+                log=log,
+                bad_videos=bad_videos,
+                progress=progress,
+                corpora=corpora or Corpora(cfg),
+            )
+    except Exception as error:
+        if log is not None and not isinstance(error, UserError):
+            log.record(error)
+        raise
     finally:
         torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = tuning
         torch.set_num_threads(num_threads)
         if log is not None:
             log.close()

@@ -11,8 +11,10 @@ from rich.console import Console
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.results import Row, terminal_table
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import Problems, UserError
 from distinit_plugin.files import write_text
+from distinit_plugin.jobs.corpora import Corpora
+from distinit_plugin.jobs.preflight import check_job
 from distinit_plugin.jobs.running import run
 
 RESULTS_FILE = "splits.json"
@@ -43,14 +45,15 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
             "Averaging over splits needs tests in one process: set TEST.ENABLE True and RUNNER.DRY_RUN False, and "
             "start it without torchrun (distinit run does one split of a dry or distributed run)."
         )
+    parts = {split: _part(cfg, split) for split in splits}
+    problems = Problems()
+    for part in parts.values():  # the last split's lists are looked at before the first split's training
+        with problems.collect():
+            check_job(part, Corpora(part))
+    Problems(dict.fromkeys(problems)).raise_if_any()
     results: dict[str, list[float]] = {name: [] for name in COLUMNS}
     rows = []
-    for split in splits:
-        part = cfg.clone()
-        part.defrost()
-        part.CORPUS.SPLIT = split
-        part.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"split_{split}")
-        part.freeze()
+    for split, part in parts.items():
         evaluation = run(part).evaluation
         assert evaluation is not None
         metrics = evaluation.metrics()
@@ -62,3 +65,13 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
     write_text(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, text)
     Console().print(terminal_table(rows, title="test videos, %", first=Path(cfg.OUTPUT_DIR).name))
     return results
+
+
+def _part(cfg: CfgNode, split: int) -> CfgNode:
+    """The configuration of one split."""
+    part = cfg.clone()
+    part.defrost()
+    part.CORPUS.SPLIT = split
+    part.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / f"split_{split}")
+    part.freeze()
+    return part

@@ -102,7 +102,7 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
     objective.trainable.to(session.device)
     session.check_convolutions(student, student.view_specs("train"))
     specs = build.view_specs(student, teachers, "train")
-    videos = build.build_corpora(cfg, "train")
+    videos = session.corpora.of("train")
     if cfg.ACTION.LOSS_WEIGHT > 0:
         videos.check_labels(cfg.MODEL.NUM_CLASSES)
     dataset = build.build_dataset(cfg, videos, specs, "train", keep_index=saves)
@@ -306,7 +306,7 @@ def _validation(
 
         return accuracy
     specs = build.view_specs(student, teachers, "val")
-    videos = build.build_corpora(cfg, "val")
+    videos = session.corpora.of("val")
     loader = build.build_test_loader(cfg, build.build_dataset(cfg, videos, specs, "val"))
     finish = session.finisher(specs)
 
@@ -356,10 +356,20 @@ def _scalars(session: Session) -> Any:
     cfg = session.cfg
     if not (cfg.TENSORBOARD.ENABLE and distributed.is_main()):
         return None
+    return import_tensorboard()(str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard")))
+
+
+def import_tensorboard() -> Any:
+    """``SummaryWriter``.
+
+    Raises:
+        UserError: The package is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter  # only with the extra
     except ImportError as error:
         raise UserError(
-            "TENSORBOARD.ENABLE is True, but tensorboard is not installed: pip install 'distinit-plugin[tensorboard]'."
+            "TENSORBOARD.ENABLE: True, but tensorboard is not installed: pip install 'distinit-plugin[tensorboard]', "
+            "or set it False."
         ) from error
-    return SummaryWriter(str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard")))
+    return SummaryWriter

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
+from distinit_plugin.config.paths import unwritable
 from distinit_plugin.engine import checkpoint
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.results import Row, markdown_table, terminal_table
@@ -111,6 +112,8 @@ class Quickstart:
         Raises:
             UserError: The folder cannot be written, or holds another program's files.
         """
+        for problem in unwritable("--output", str(self.folder), "--output FOLDER"):
+            raise UserError(problem)
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264) and still digits")
         self._data = make_digits(self.folder / "data")

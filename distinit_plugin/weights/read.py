@@ -24,6 +24,8 @@ STATE_ENTRIES = ("model_state", "state_dict", "model_state_dict", "model")
 """Where checkpoints keep their weights: PySlowFast and this package, Places365 and most trainers, timm, others."""
 
 _UNSAFE_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_UNPICKLER_SAYS = re.compile(r"WeightsUnpickler error:\s+(.+)")
+"""Where torch says what it met, after a paragraph of advice."""
 
 _KNOWN_ORIGINS = {
     "places365": (
@@ -154,11 +156,12 @@ def _read_torch(path: Path) -> Mapping[Any, Any]:
 
 def _torch_load(path: Path, is_zip: bool) -> Any:
     """Zip files are mapped into memory; older ones may hold Python 2 strings, which need latin1."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except UnicodeDecodeError:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "pickle_load_args only works", UserWarning)  # this one works
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # what cannot be read is an error
+        warnings.filterwarnings("ignore", "pickle_load_args only works", UserWarning)  # "encoding" works
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except UnicodeDecodeError:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip, encoding="latin1")
 
 
@@ -175,10 +178,10 @@ def _check_sums(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return (
-        f"{path} cannot be read as weights ({reason[:200]}): truncated or of another kind. Download or copy it again."
-    )
+    said = _UNPICKLER_SAYS.search(str(error))
+    reason = (said[1] if said else next(iter(str(error).splitlines()), "")) or type(error).__name__
+    reason = reason.split(". ")[0][:200].rstrip(".")
+    return f"{path} cannot be read as weights ({reason}): truncated or of another kind. Download or copy it again."
 
 
 def _find_state(path: Path, loaded: Mapping[Any, Any]) -> tuple[str, Mapping[Any, Any]]:

@@ -1,0 +1,52 @@
+"""The soak of the loader, in small: counts are exact, and its judgement sees what is wrong."""
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SIZES = {"samples": 2000, "videos": 140, "epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def soak():
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "soak.py"
+    spec = importlib.util.spec_from_file_location("soak", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["soak"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_counts_are_exact_with_workers_and_broken_files(soak, tmp_path):
+    seen = soak.soak(tmp_path, **SIZES, workers=2)
+    assert soak.verdict(tmp_path, seen, **SIZES) == []
+    assert seen.samples == 2000
+    assert seen.replaced == 100
+    assert len(seen.bad) == 7  # one of each kind
+    assert len(seen.looks) > 40
+    assert min(seen.workers) > 1000
+    assert set(soak.growth(seen)) == {"parent", "workers, from epoch to epoch", "workers, within an epoch"}
+    # The judgement is not blind.
+    for spoil, part in (
+        (lambda m: m.draws.update({3: 2}), "times"),
+        (lambda m: m.bad.pop(), "named as bad"),
+        (lambda m: m.keys.pop(), "distinct"),
+        (lambda m: m.descriptors.append(99), "open files"),
+        (lambda m: m.processes.append(1), "processes"),
+        (lambda m: setattr(m, "replaced", 99), "replaced"),
+        (lambda m: setattr(m, "used_broken", 1), "come from broken files"),
+    ):
+        spoilt = copy.deepcopy(seen)
+        spoil(spoilt)
+        assert any(part in text for text in soak.verdict(tmp_path, spoilt, **SIZES)), part
+
+
+def test_slope_is_that_of_the_second_part(soak):
+    looks = [1000 * number for number in range(100)]
+    assert soak.slope(looks, [5.0 * min(number, 20) for number in range(100)]) == pytest.approx(0)
+    assert soak.slope(looks, [7.0 + 3.5 * number for number in range(100)]) == pytest.approx(3.5)
+    assert soak.slope([1, 2], [1.0, 2.0]) == 0.0
