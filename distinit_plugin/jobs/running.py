@@ -15,6 +15,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.train import TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import Session, open_session
@@ -46,15 +47,17 @@ def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
 
     Raises:
         UserError: Anything that the user can put right; everything wrong with the configuration at once.
+        Stopped: SIGTERM or SIGUSR1 came; what is needed to continue is saved.
     """
     validate(cfg, check_paths=True)
     with open_session(cfg, log_to_folder=not cfg.RUNNER.DRY_RUN, console=console) as session:
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)
-        training = train_in_session(session) if cfg.TRAIN.ENABLE else None
-        evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
-        _show(session, training, evaluation)
+        with StopSignals() as stop:
+            training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
+            evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
+            _show(session, training, evaluation)
     return RunResult(training, evaluation)
 
 
