@@ -20,13 +20,14 @@ from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
 from distinit_plugin.engine.meters import JsonLogger, better
+from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.optim import build_optimizer
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.profile import count_macs, profile_training
 from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable, copy_into_network
-from distinit_plugin.engine.train import Trainer, TrainOptions, set_train_mode
+from distinit_plugin.engine.train import Trainer, TrainOptions
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter

@@ -182,6 +182,7 @@ _C.RUNNER.COLLECTIVE_TIMEOUT = 1800.0  # seconds that a rank waits for the other
 _C.RUNNER.PLATEAU_PATIENCE = 2  # plateau policy: epochs without a lower validation (else training) loss before a drop
 _C.RUNNER.PLATEAU_FACTOR = 0.1  # by this factor
 _C.RUNNER.KEEP_CHECKPOINTS = 0  # newest epoch checkpoints to keep; 0: all
+_C.RUNNER.RESUME_MINUTES = 10.0  # minutes between states within an epoch; 0: only on signals and before validations
 _C.RUNNER.PROGRESS = True  # progress bar on a terminal
 
 # Entries of these nodes have the user's names; each starts with every key of its template.

@@ -207,6 +207,7 @@ RULES: dict[str, Rule] = {
     "RUNNER.PLATEAU_PATIENCE": _COUNT,
     "RUNNER.PLATEAU_FACTOR": number(above=0, below=1),
     "RUNNER.KEEP_CHECKPOINTS": _FROM_ZERO,
+    "RUNNER.RESUME_MINUTES": _FROM_ZERO,
 }
 
 CORPUS_RULES: dict[str, Rule] = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,11 +19,37 @@ from distinit_plugin.data.collate import collate
 from distinit_plugin.errors import UserError
 from distinit_plugin.types import Sample, SampleKey
 
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's ``prctl``."""
+
 
 def start_worker(worker: int) -> None:
-    """Prepare a worker process: one thread each (the workers are the parallelism); Ctrl-C is the parent's business."""
+    """Prepare a worker process: one thread each (the workers are the parallelism), and it lives as its parent wishes.
+
+    Ctrl-C and schedulers signal all processes of a job: the parent decides what follows.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None and sys.platform == "linux":
+        _serve_only(parent.pid)
+
+
+def _serve_only(parent: int) -> None:
+    """End with the parent process, even when it is killed, and on SIGTERM only when the parent itself sends it."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit this
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def worker_context(num_workers: int) -> str | None:

@@ -14,7 +14,8 @@ import random
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,27 +138,50 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """The state furthest in the training: the newest epoch checkpoint or the mid-epoch ``resume.pyth``.
 
+    Files that are damaged or hold something else are named in a warning and passed over.
+
     Returns:
         Path and contents (on the CPU), or ``None`` when there is nothing complete to continue from.
     """
-    candidates = [Path(folder) / RESUME_NAME, newest_checkpoint(folder)]
-    best: tuple[Path, dict[str, Any]] | None = None
-    for path in candidates:
-        if path is None or not path.is_file():
-            continue
-        reason = damage(path)
-        if reason is not None:
-            logger.warning("passing over the damaged checkpoint %s (%s)", path, reason, extra=SAME_ON_ALL_RANKS)
-            continue
-        state = load_checkpoint(path)
-        if best is None or _steps_done(state) >= _steps_done(best[1]):
-            best = path, state
-    return best
+    epochs = (_readable(path) for path in reversed(epoch_files(folder)))
+    states = [next(filter(None, epochs), None), _readable(Path(folder) / RESUME_NAME)]
+    return max(filter(None, states), key=lambda found: steps_done(found[1]), default=None)
 
 
-def _steps_done(state: Mapping[str, Any]) -> int:
-    progress = state.get("distinit", {}).get("progress", {})
-    return int(progress.get("step", -1))
+def _readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    reason = damage(path)
+    if reason is None:
+        try:
+            return path, load_checkpoint(path)
+        except WeightsError as error:
+            reason = str(error)
+    logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+    return None
+
+
+def steps_done(state: Mapping[str, Any]) -> int:
+    """Optimizer steps done in the whole run; −1 for a state that does not say."""
+    value: Any = state
+    for key in ("distinit", "progress", "step"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, int) else -1
+
+
+def state_files(folder: str | Path) -> list[Path]:
+    """Everything that a run could continue from, damaged or not."""
+    resume = Path(folder) / RESUME_NAME
+    return [*epoch_files(folder), *([resume] if resume.is_file() else [])]
+
+
+def remove_unfinished(folder: str | Path) -> list[Path]:
+    """Delete what a run left that was killed while it wrote a checkpoint; returns what was deleted."""
+    unfinished = sorted(Path(folder).glob("*.pyth.tmp"))
+    for path in unfinished:
+        path.unlink(missing_ok=True)
+        logger.info("removed %s, which an earlier process did not finish", path)
+    return unfinished
 
 
 def prune(folder: str | Path, keep: int) -> list[Path]:
@@ -189,3 +213,13 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+@contextmanager
+def rng_kept() -> Iterator[None]:
+    """Whatever is drawn inside leaves no trace in the generators."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

@@ -60,7 +60,7 @@ def read_curves(folder: str | Path) -> RunCurves:
 
 def _take(curves: RunCurves, line: str) -> None:
     """Add one line of a log; lines of others and lines that were cut off are passed over."""
-    _, found, text = line.partition(JSON_PREFIX)
+    _, found, text = line.rpartition(JSON_PREFIX)  # the last one: a kill may have left the line before without its end
     if not found:
         return
     try:

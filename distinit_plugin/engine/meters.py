@@ -13,7 +13,7 @@ import math
 import os
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Clock:
         self.waited += other.waited
         self.steps += other.steps
         self.clips += other.clips
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only."""
+        return asdict(self)
 
     @property
     def per_step(self) -> tuple[float, float]:
@@ -108,13 +112,18 @@ class MeanMeter:
         self._weights.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and weights, for a checkpoint."""
-        return {"sums": dict(self._sums), "weights": dict(self._weights)}
+        """This rank's sums and weights as numbers, for a checkpoint. Waits for the device."""
+        return {
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "weights": {name: float(value) for name, value in self._weights.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Continue from ``state_dict``'s sums, moved to ``device``."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._weights = {name: value.to(device) for name, value in state["weights"].items()}
+        """Continue from ``state_dict``'s sums, on ``device``."""
+        self._sums, self._weights = (
+            {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state[kind].items()}
+            for kind in ("sums", "weights")
+        )
 
 
 def json_line(stats: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distinit_plugin.data.bad import BadVideoLog
 from distinit_plugin.engine import checkpoint, distributed
-from distinit_plugin.engine.meters import MeanMeter
+from distinit_plugin.engine.meters import Clock, MeanMeter
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError, WeightsError
@@ -35,8 +35,8 @@ def copy_into_network(network: Network, weights: Mapping[str, Tensor]) -> None:
         parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", different))
         found = "; ".join(f"{title}: {', '.join(names[:5])}" for title, names in parts if names)
         raise WeightsError(
-            f"the checkpoint is of another network ({found}). Set TRAIN.AUTO_RESUME False to start anew, or name "
-            "another OUTPUT_DIR."
+            f"the checkpoint is of another network ({found}): name another OUTPUT_DIR, or set MODEL, RESNET and "
+            "NETWORK as they were."
         )
     with torch.no_grad():
         for name, tensor in own.items():  # state dictionaries share memory with the network
@@ -59,6 +59,9 @@ class RunState:
         step_in_epoch: Optimizer steps done of the current epoch.
         best: ``{"name", "value", "epoch"}`` of the best validation so far.
         epoch_meter: Means over the current epoch.
+        window_meter: Means since the last log line.
+        epoch_clock: Time and clips of the current epoch, up to the last log line.
+        corpus_sizes: Videos of each training corpus, which with the step decide what comes next.
     """
 
     objective: Objective
@@ -72,6 +75,9 @@ class RunState:
     step_in_epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     epoch_meter: MeanMeter = field(default_factory=MeanMeter)
+    window_meter: MeanMeter = field(default_factory=MeanMeter)
+    epoch_clock: Clock = field(default_factory=Clock)
+    corpus_sizes: list[int] = field(default_factory=list)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """PySlowFast's layout plus the ``distinit`` entry. Called on every rank: states of all ranks are gathered.
@@ -96,17 +102,38 @@ class RunState:
                 "progress": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": step},
                 "rng": distributed.gather_objects(checkpoint.rng_state()),
                 "bad": self.bad_log.state_dict(),
-                "meters": self.epoch_meter.state_dict(),
+                "meters": distributed.gather_objects(
+                    {"epoch": self.epoch_meter.state_dict(), "window": self.window_meter.state_dict()}
+                ),
+                "epoch_clock": self.epoch_clock.state_dict(),
+                "corpus_sizes": self.corpus_sizes,
                 "best": self.best,
             },
         }
+
+    def start_epoch_anew(self) -> None:
+        """Forget how far the current epoch is; weights and optimizer stay."""
+        self.step_in_epoch = 0
+        self.epoch_meter.reset()
+        self.window_meter.reset()
+        self.epoch_clock = Clock()
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from ``state_dict``.
 
         Raises:
-            WeightsError: The state is of another network, of PySlowFast, or of a newer version of this program.
+            WeightsError: The state is of another network, of PySlowFast, of a newer version of this program, or not
+                what this program writes.
         """
+        try:
+            self._load(state, device)
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"the checkpoint is not complete ({type(error).__name__}: {error}): remove it to continue from the one "
+                "before."
+            ) from error
+
+    def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         own = state.get("distinit")
         if not isinstance(own, Mapping):
             raise WeightsError(
@@ -122,19 +149,32 @@ class RunState:
             self.optimizer.load_state_dict(state["optimizer_state"])
         except (RuntimeError, ValueError) as error:
             raise WeightsError(
-                f"the checkpoint is of another job ({str(error).splitlines()[0]}): set TRAIN.AUTO_RESUME False to "
-                "start anew, or name another OUTPUT_DIR."
+                f"the checkpoint is of another job ({str(error).splitlines()[0]}): name another OUTPUT_DIR, or set "
+                "DISTILL, ACTION and SOLVER as they were."
             ) from error
         self.schedule.load_state_dict(own["schedule"])
         if "scaler_state" in state:
             self.precision.load_state_dict(state["scaler_state"])
         self.bad_log.load_state_dict(own["bad"])
-        self.epoch_meter.load_state_dict(own["meters"], device)
+        for name, meter in (("epoch", self.epoch_meter), ("window", self.window_meter)):
+            meter.load_state_dict(_own_share([part[name] for part in own["meters"]]), device)
+        self.epoch_clock = Clock(**own["epoch_clock"])
         self.best = dict(own["best"])
         self.epoch = int(own["progress"]["epoch"])
         self.step_in_epoch = int(own["progress"]["step_in_epoch"])
         if distributed.rank() < len(own["rng"]):
             checkpoint.set_rng_state(own["rng"][distributed.rank()])
+
+
+def _own_share(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What this rank takes of all ranks' meters: its own, or an equal share where the number of ranks has changed."""
+    world_size = distributed.world_size()
+    if len(parts) == world_size:
+        return parts[distributed.rank()]
+    return {
+        kind: {name: sum(part[kind].get(name, 0.0) for part in parts) / world_size for name in parts[0][kind]}
+        for kind in ("sums", "weights")
+    }
 
 
 class Checkpointer:
@@ -146,9 +186,10 @@ class Checkpointer:
         Args:
             output_dir: Folder of the run.
             keep: Newest epoch checkpoints to keep; 0: all.
-            resume_minutes: Minutes between mid-epoch states; 0: none.
+            resume_minutes: Minutes between mid-epoch states; 0: only where the training loop asks for one.
         """
         self.folder = Path(output_dir) / checkpoint.FOLDER
+        self.resume_path = self.folder / checkpoint.RESUME_NAME
         self._keep = keep
         self._resume_seconds = 60 * resume_minutes
         self._last = time.monotonic()
@@ -171,16 +212,19 @@ class Checkpointer:
             self._last = time.monotonic()
 
     def resume_state_is_due(self) -> bool:
-        """Whether a mid-epoch state should be saved now; the main rank decides for all."""
-        if self._resume_seconds <= 0:
-            return False
-        return bool(distributed.gather_objects(time.monotonic() - self._last >= self._resume_seconds)[0])
+        """Whether enough time has passed for a mid-epoch state, by this rank's clock."""
+        return 0 < self._resume_seconds <= time.monotonic() - self._last
 
     def save_resume(self, state: Mapping[str, Any]) -> None:
         """Save a mid-epoch state as ``resume.pyth``."""
         if distributed.is_main():
-            checkpoint.save_checkpoint(self.folder / checkpoint.RESUME_NAME, state)
+            checkpoint.save_checkpoint(self.resume_path, state)
         self._last = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove the mid-epoch state of a run that is complete."""
+        if distributed.is_main():
+            self.resume_path.unlink(missing_ok=True)
 
 
 def check_writable(output_dir: str | Path) -> None:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distinit_plugin.engine import distributed, meters
+from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import Finish
 from distinit_plugin.engine.gradients import StepGradients
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
+from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.optim import set_lr
 from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
+from distinit_plugin.engine.signals import Agreement, Stopped, StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState
 from distinit_plugin.types import Batch
 
@@ -87,26 +89,6 @@ class ScalarWriter(Protocol):
         ...
 
 
-def set_train_mode(trainable: nn.Module, frozen_trunk: bool) -> None:
-    """Training mode; with ``frozen_trunk`` not for modules whose parameters are all frozen, nor for what is in them.
-
-    A frozen trunk thus runs as it will at test time: its BN statistics neither move nor come from the batch. Parts
-    without parameters of their own (dropout before the classifier) follow the module that they are in.
-    """
-    trainable.train()
-    if frozen_trunk:
-        _freeze_modes(trainable)
-
-
-def _freeze_modes(module: nn.Module) -> None:
-    parameters = list(module.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        module.eval()
-        return
-    for child in module.children():
-        _freeze_modes(child)
-
-
 class Trainer:
     """Trains an objective from its current state to the end of the schedule."""
 
@@ -126,6 +108,7 @@ class Trainer:
         precise_bn: Callable[[], None] | None = None,
         scalars: ScalarWriter | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        stop: StopSignals | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -143,6 +126,7 @@ class Trainer:
             precise_bn: Recomputes BN statistics; called before validations and checkpoints.
             scalars: TensorBoard writer.
             no_sync: Context for all micro-batches of a step but the last (DDP's ``no_sync``).
+            stop: Tells when a scheduler asks the run to end; whoever gives it enters it.
         """
         self.state = state
         self.options = options
@@ -168,8 +152,9 @@ class Trainer:
             accumulate=options.accumulate,
             no_sync=no_sync,
         )
-        self._window_meter = meters.MeanMeter()
-        self._window, self._epoch_clock, self._run_clock = meters.Clock(), meters.Clock(), meters.Clock()
+        self._stop, self._agreement = stop or StopSignals(), Agreement()
+        self._window_meter = state.window_meter
+        self._window, self._run_clock = meters.Clock(), meters.Clock()
         self._window_begin = 0.0
         self._lr = 0.0
 
@@ -190,14 +175,18 @@ class Trainer:
         Raises:
             TrainingError: The loss is not finite or the data ended early.
             UserError: Too many bad videos, or a checkpoint cannot be written.
+            Stopped: A signal asked the run to end; its state is saved.
         """
         begin = time.perf_counter()
         train: dict[str, float] = {}
         validation: dict[str, float] = {}
-        with self._progress:
+        with self._progress, self._stop.held():
             while self.state.epoch < self.num_epochs:
                 self._train_epoch()
                 train, validation = self._end_epoch(validation)
+        if self._checkpointer is not None:
+            self._checkpointer.finish()
+        self._stop.raise_if_received("the training is complete")
         return TrainResult(
             epochs=self.state.epoch,
             steps=self.step,
@@ -217,7 +206,7 @@ class Trainer:
                 self.run_step(batches)
                 if self.state.step_in_epoch % self.options.log_period == 0 or self.state.step_in_epoch == steps:
                     self._log_steps()
-                    self._save_resume_state()
+                self._save_or_stop(last=self.state.step_in_epoch == steps)
 
     @contextmanager
     def open_epoch(self) -> Iterator[Iterator[Batch]]:
@@ -284,7 +273,7 @@ class Trainer:
         self._settle_bad_videos()
         values = self._window_meter.read(distributed.all_reduce_sum)
         self._window.seconds = time.perf_counter() - self._window_begin
-        self._epoch_clock.add(self._window)
+        self.state.epoch_clock.add(self._window)
         self._run_clock.add(self._window)
         self._json.iteration(
             meters.train_stats(
@@ -322,12 +311,13 @@ class Trainer:
     def _end_epoch(self, validation: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
         """Validate and save when it is time; returns the epoch's means and the newest validation."""
         state = self.state
+        self._lr = state.schedule.lr(self.step - 1, self.steps_per_epoch)  # a resumed run may have done no step yet
         train = state.epoch_meter.read(distributed.all_reduce_sum)
         self._json.epoch(
             meters.train_stats(
                 state.epoch,
                 self.num_epochs,
-                per_step=self._epoch_clock.per_step,
+                per_step=state.epoch_clock.per_step,
                 eta=self._seconds_left(),
                 lr=self._lr,
                 values=train,
@@ -336,16 +326,20 @@ class Trainer:
         number, last = state.epoch + 1, state.epoch + 1 == self.num_epochs
         validates = self._validate is not None and (last or number % self.options.eval_period == 0)
         saves = last or number % self.options.checkpoint_period == 0
-        if self._precise_bn is not None and (validates or saves):
-            self._precise_bn()
+        precise_bn = self._precise_bn if validates or saves else None
         improved = False
-        if validates:
-            validation, improved = self._run_validation()
+        if precise_bn is not None or validates:
+            self._save_resume_state()  # a kill in what follows does not repeat the epoch
+            with self._stop.let_through(f"the training of epoch {number} is saved"), checkpoint.rng_kept():
+                if precise_bn is not None:
+                    precise_bn()
+                if validates:
+                    validation, improved = self._run_validation()
         if validates or self._validate is None:
             state.schedule.end_of_epoch((validation or train).get("loss", math.nan))
         state.epoch, state.step_in_epoch = number, 0
         state.epoch_meter.reset()
-        self._epoch_clock = meters.Clock()
+        state.epoch_clock = meters.Clock()
         if self._checkpointer is not None and (saves or improved):
             self._checkpointer.save_epoch(state.state_dict(self.step), best=improved, numbered=saves)
         return train, validation
@@ -366,6 +360,22 @@ class Trainer:
         self._write_scalars("val", values)
         return values, improved
 
+    def _save_or_stop(self, *, last: bool) -> None:
+        """After a step: save a mid-epoch state when it is time, and at once when a signal came; then end the run.
+
+        All ranks do so after the same step, whichever of them got the signal.
+
+        Raises:
+            Stopped: A signal came.
+        """
+        due = self._checkpointer is not None and self._checkpointer.resume_state_is_due()
+        received, due = self._agreement.ask(self.step, signal_number=self._stop.received, save=due, at_once=last)
+        if received or due:
+            self._save_resume_state()
+        if received:
+            raise Stopped(received, f"the state after step {self.step} of {self.total_steps} is saved")
+
     def _save_resume_state(self) -> None:
-        if self._checkpointer is not None and self._checkpointer.resume_state_is_due():
+        if self._checkpointer is not None:
+            self._guard.check()  # what is saved must be good
             self._checkpointer.save_resume(self.state.state_dict(self.step))

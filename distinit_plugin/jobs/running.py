@@ -14,6 +14,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.train import TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpora import Corpora
@@ -51,6 +52,7 @@ def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
 
     Raises:
         UserError: Anything that the user can put right; everything that can be known before the first step at once.
+        Stopped: SIGTERM or SIGUSR1 came; what is needed to continue is saved.
     """
     corpora = Corpora(cfg)
     check_job(cfg, corpora)
@@ -66,9 +68,10 @@ def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console 
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)
-        training = train_in_session(session) if cfg.TRAIN.ENABLE else None
-        evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
-        _show(session, training, evaluation)
+        with StopSignals() as stop:
+            training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
+            evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
+            _show(session, training, evaluation)
     return RunResult(training, evaluation)
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,62 +12,45 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distinit_plugin import build
-from distinit_plugin.config.load import parse_cfg
-from distinit_plugin.config.node import CfgNode, leaf_keys
+from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.sampler import ClipSampler
-from distinit_plugin.engine import checkpoint, distributed, meters
+from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
+from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.engine.profile import profile_training
 from distinit_plugin.engine.progress import Advance
+from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
-from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult, set_train_mode
-from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
+from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network, ViewSpec
-from distinit_plugin.video.check import inspect_video
 from distinit_plugin.video.corpus import Mixture
-from distinit_plugin.video.isolated import Crash, run_isolated
 
 logger = logging.getLogger(__name__)
 
-HARMLESS = (
-    "CORPUS.INDEX_CACHE",
-    "DATA_LOADER.",
-    "LOG_",
-    "OUTPUT_DIR",
-    "RUNNER.COLLECTIVE_TIMEOUT",
-    "RUNNER.DRY_RUN",
-    "RUNNER.INIT_METHOD",
-    "RUNNER.JOIN_TIMEOUT",
-    "RUNNER.NUM_THREADS",
-    "RUNNER.PROGRESS",
-    "SHARD_ID",
-    "TENSORBOARD.",
-    "TEST.",
-    "TRAIN.AUTO_RESUME",
-    "TRAIN.CHECKPOINT_PERIOD",
-)
-"""Keys that a continued run may change: they decide nothing about its weights."""
 
-RECHECK_SECONDS = 60.0
-"""Time that a continued run takes to look whether bad videos can be read now."""
-
-
-def train_in_session(session: Session) -> TrainResult:
+def train_in_session(session: Session, stop: StopSignals | None = None) -> TrainResult:
     """Build everything, continue where an earlier run stopped, train to the end.
 
     Checkpoints and logs go to OUTPUT_DIR.
 
+    Args:
+        session: From ``open_session``.
+        stop: Entered by the caller; a signal that it catches ends the training with its state saved.
+
     Raises:
         UserError: Anything that the user can put right.
+        Stopped: A signal came.
     """
     if distributed.is_main():
         check_writable(session.output_dir)
-    _refuse_other_run(session)
-    trainer = build_trainer(session)
+    refuse_other_run(session)
+    trainer = build_trainer(session, stop=stop)
     try:
         result = trainer.train()
     finally:
@@ -86,12 +66,13 @@ def dry_run(session: Session) -> None:
         session.log.console.print(str(report), soft_wrap=True)
 
 
-def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
+def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | None = None) -> Trainer:
     """The trainer of a configuration, at the point where an earlier run stopped.
 
     Args:
         session: From ``open_session``.
         saves: Write checkpoints and logs, and continue from those that are there.
+        stop: As in ``train_in_session``.
     """
     cfg = session.cfg
     student = build_student(session)
@@ -121,9 +102,10 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         bad_log=session.bad_videos,
         config_text=cfg.dump(),
         class_names=videos.class_names or [],
+        corpus_sizes=list(videos.sizes),
     )
     if saves:
-        _resume(session, state)
+        resume(session, state, sampler.steps_per_epoch)
     _log_model(session, objective)
     no_sync = _wrap(session, objective, student.view_specs("train"))
     return Trainer(
@@ -133,13 +115,14 @@ def build_trainer(session: Session, *, saves: bool = True) -> Trainer:
         finish=session.finisher(specs),
         device=session.device,
         options=_options(cfg, videos),
-        checkpointer=Checkpointer(session.output_dir, keep=cfg.RUNNER.KEEP_CHECKPOINTS) if saves else None,
+        checkpointer=_checkpointer(session) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
         progress=session.progress,
         validate=_validation(session, objective, student, teachers, state.class_names),
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
-        scalars=_scalars(session) if saves else None,
+        scalars=_scalars(session, state, sampler.steps_per_epoch) if saves else None,
         no_sync=no_sync,
+        stop=stop,
     )
 
 
@@ -157,6 +140,11 @@ def build_student(session: Session) -> Network:
     return student
 
 
+def _checkpointer(session: Session) -> Checkpointer:
+    runner = session.cfg.RUNNER
+    return Checkpointer(session.output_dir, keep=runner.KEEP_CHECKPOINTS, resume_minutes=runner.RESUME_MINUTES)
+
+
 def _options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
     return TrainOptions(
         accumulate=cfg.RUNNER.ACCUMULATE,
@@ -169,78 +157,6 @@ def _options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
         corpus_size=len(videos),
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
-
-
-def _resume(session: Session, state: RunState) -> None:
-    """Continue the run of this folder, or take epoch and optimizer of another one when asked to."""
-    cfg = session.cfg
-    found = checkpoint.newest_state(session.output_dir / checkpoint.FOLDER) if cfg.TRAIN.AUTO_RESUME else None
-    if found is not None:
-        path, saved = found
-        _warn_of_changes(cfg, saved.get("cfg", ""), path)
-        state.load_state_dict(saved, session.device)
-        _forget_repaired(session)
-        logger.info("continuing from %s (epoch %d)", path, state.epoch)
-    elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
-        state.load_state_dict(checkpoint.load_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH), session.device)
-        _forget_repaired(session)
-        logger.info("continuing from %s (epoch %d)", cfg.TRAIN.CHECKPOINT_FILE_PATH, state.epoch)
-
-
-def _forget_repaired(session: Session) -> None:
-    """Videos that were bad in the earlier run are used again when they changed since, or now decode as a whole.
-
-    A file that is still as it was is not opened in training, as it would not have been without the interruption.
-    """
-    account, cfg = session.bad_videos, session.cfg
-    bad: list[str] = []
-    if distributed.is_main():
-        begin = time.monotonic()
-        unchanged = account.unchanged()
-        inspect = partial(inspect_video, timeout=cfg.CORPUS.DECODE_TIMEOUT or None)
-        reports = run_isolated(inspect, unchanged, num_workers=min(1, len(unchanged)), max_seconds=RECHECK_SECONDS)
-        good = set()
-        for path, report in reports:
-            if not isinstance(report, Crash) and not report.reason:
-                good.add(path)
-            if time.monotonic() - begin > RECHECK_SECONDS:
-                break
-        bad = [path for path in unchanged if path not in good]
-    account.keep_only(distributed.gather_objects(bad)[0])
-
-
-def _refuse_other_run(session: Session) -> None:
-    """A new run beside old checkpoints would be tested, pruned and resumed as if it were the old one."""
-    folder = session.output_dir / checkpoint.FOLDER
-    if not session.cfg.TRAIN.AUTO_RESUME and checkpoint.epoch_files(folder):
-        raise UserError(
-            f"{folder} holds checkpoints of an earlier run and TRAIN.AUTO_RESUME is False: name another OUTPUT_DIR, "
-            "remove them, or set TRAIN.AUTO_RESUME True to continue that run."
-        )
-
-
-def _warn_of_changes(cfg: CfgNode, saved_text: str, path: Path) -> None:
-    """Name the keys that decide the result and differ from those that the run started with."""
-    saved, _ = parse_cfg(saved_text, f"the configuration in {path}", check=False)
-    before, now = ({key: _value(node, key) for key in leaf_keys(node)} for node in (saved, cfg))
-    changed = [
-        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(HARMLESS)
-    ]
-    if changed:
-        logger.warning(
-            "continuing a run that was started with other values (%s); name another OUTPUT_DIR for a new run",
-            "; ".join(changed),
-            extra=SAME_ON_ALL_RANKS,
-        )
-
-
-def _value(node: CfgNode, key: str) -> Any:
-    value: Any = node
-    for part in key.split("."):
-        value = value[part]
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _log_model(session: Session, objective: Objective) -> None:
@@ -351,12 +267,14 @@ def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Net
     return update
 
 
-def _scalars(session: Session) -> Any:
-    """TensorBoard's writer, when it is asked for."""
+def _scalars(session: Session, state: RunState, steps_per_epoch: int) -> Any:
+    """TensorBoard's writer, when it is asked for; what an earlier process wrote after ``state`` is hidden."""
     cfg = session.cfg
     if not (cfg.TENSORBOARD.ENABLE and distributed.is_main()):
         return None
-    return import_tensorboard()(str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard")))
+    folder = str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard"))
+    done = state.epoch * steps_per_epoch + state.step_in_epoch
+    return import_tensorboard()(folder, purge_step=done + 1 if done else None)
 
 
 def import_tensorboard() -> Any:
