@@ -76,7 +76,6 @@ def test_objective_in_a_plain_loop(tmp_path):
 
 def test_run_and_predict_from_python(videos, tmp_path):
     """The lines of the README: a configuration made in Python, a run, a prediction."""
-
     cfg = get_cfg()
     settings = small_settings(videos, tmp_path / "run")
     for node in ("DATA", "DATA_LOADER", "MODEL", "RESNET", "NETWORK", "TRAIN", "SOLVER", "RUNNER"):
