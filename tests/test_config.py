@@ -127,13 +127,13 @@ def test_unknown_key_names_key_file_and_near_match(tmp_path):
 def test_unknown_key_of_a_base_names_the_base(tmp_path):
     base = write(tmp_path, "base.yaml", "FOO: 1\n")
     leaf = write(tmp_path, "sub/leaf.yaml", "_BASE_: ../base.yaml\n")
-    (problem,) = problems([], [leaf])
+    (problem,) = problems(GOOD, [leaf])
     assert problem.startswith("FOO (in ")
     assert os.path.samefile(problem.split("(in ")[1].split(")")[0], base)
 
 
 def test_key_in_the_wrong_node_is_pointed_to():
-    (problem,) = problems(["BATCH_SIZE", "3"])
+    (problem,) = problems([*GOOD, "BATCH_SIZE", "3"])
     assert "Did you mean TRAIN.BATCH_SIZE or TEST.BATCH_SIZE?" in problem
 
 

@@ -34,7 +34,7 @@ def test_counts_are_exact_with_workers_and_broken_files(soak, tmp_path):
     for spoil, part in (
         (lambda m: m.draws.update({3: 2}), "times"),
         (lambda m: m.bad.pop(), "named as bad"),
-        (lambda m: m.keys.pop(), "distinct"),
+        (lambda m: m.keys.__setitem__((1, 5), 2), "keys came"),
         (lambda m: m.descriptors.append(99), "open files"),
         (lambda m: m.processes.append(1), "processes"),
         (lambda m: setattr(m, "replaced", 99), "replaced"),
