@@ -44,8 +44,17 @@ def start(device_type: str) -> bool:
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    store, number, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts failed ranks again: they must not read the addresses of those before.
+    store = dist.PrefixStore(f"distinit/attempt_{_attempt()}", store)
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=store, rank=number, world_size=size)
     return True
+
+
+def _attempt() -> str:
+    """How often torchrun has started the ranks again. Each machine counts for itself, so this is for one machine."""
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
 
 
 def stop() -> None:
