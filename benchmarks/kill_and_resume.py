@@ -13,6 +13,7 @@ something differs. Results: benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -219,10 +220,15 @@ class Job:
         end = time.monotonic() + GONE_SECONDS
         while left := list(self.processes()):
             if time.monotonic() > end:
-                for pid, _, _ in left:
-                    os.kill(pid, signal.SIGKILL)
+                self.end_all()
                 raise KillTestError(f"{len(left)} processes outlived the job: {[pid for pid, _, _ in left]}")
             time.sleep(0.05)
+
+    def end_all(self) -> None:
+        """Kill every process of this job."""
+        for pid, _, _ in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def finish(self) -> None:
         """Wait for the end of the run.
@@ -230,7 +236,11 @@ class Job:
         Raises:
             KillTestError: It failed.
         """
-        status = self.process.wait(timeout=PATIENCE)
+        try:
+            status = self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            self.end_all()
+            raise KillTestError(f"the run did not end within {PATIENCE:g} s:\n{self.printed[-3000:]}") from error
         if status:
             raise KillTestError(f"exit status {status}:\n{self.printed[-3000:]}")
         self.expect_nothing_left()
@@ -311,7 +321,7 @@ def wait_until(job: Job, condition: Callable[[], bool], pause: float = 0.02) -> 
     end = time.monotonic() + PATIENCE
     while job.running() and not condition():
         if time.monotonic() > end:
-            job.kill()
+            job.end_all()
             raise KillTestError(f"nothing happened for {PATIENCE:g} s:\n{job.printed[-3000:]}")
         time.sleep(pause)
 
@@ -481,7 +491,7 @@ def main() -> int:
                 one_process(videos, folder, workers, arguments.kills, rng)
             two_ranks(videos, folder, rng)
             in_bf16(videos, folder, rng)
-        except (KillTestError, subprocess.TimeoutExpired) as error:
+        except KillTestError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
     return 0

@@ -169,9 +169,9 @@ def test_another_seed_changes_everything(videos, distill, uninterrupted, tmp_pat
     assert changed | counters == set(weights_of(output, 2))
 
 
-def test_results_of_another_network_in_the_folder_are_refused(videos, distill, uninterrupted):
+def test_results_of_another_run_in_the_folder_are_refused(videos, distill, uninterrupted):
     cfg = small_cfg(videos, uninterrupted, DISTILL=distill, NETWORK={"WIDTH": 4}, SOLVER={"MAX_EPOCH": 3})
-    with pytest.raises(UserError, match=r"another network.*AUTO_RESUME False"):
+    with pytest.raises(UserError, match=r"of another run .*NETWORK\.WIDTH: 8 → 4; .*Name another OUTPUT_DIR"):
         train(cfg)
 
 

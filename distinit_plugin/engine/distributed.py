@@ -58,8 +58,9 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
     wait = timedelta(seconds=timeout)
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=wait))
-        # A process that joins a second time must not read the addresses of the first time.
-        store = dist.PrefixStore(f"distinit/{next(_times_joined)}", store)
+        # A process that joins a second time, and ranks that torchrun starts again (it keeps its store), must not read
+        # the addresses of those before.
+        store = dist.PrefixStore(f"distinit/attempt_{_attempt()}/{next(_times_joined)}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=wait)
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -68,6 +69,12 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
             "ranks are started and can reach that address."
         ) from error
     return True
+
+
+def _attempt() -> str:
+    """How often torchrun has started the ranks again. Each machine counts for itself, so this is for one machine."""
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
 
 
 def stop() -> None:

@@ -233,8 +233,12 @@ def changes(before: CfgNode, now: CfgNode) -> dict[str, str]:
 
 
 def _same_past(before: CfgNode, now: CfgNode, steps: int, steps_per_epoch: int) -> bool:
-    """Whether two schedules gave the same learning rate to each of the first ``steps`` steps."""
-    old, new = build.build_schedule(before), build.build_schedule(now)
+    """Whether each of the first ``steps`` steps would have had its learning rate with the SCHEDULE_KEYS of ``now``."""
+    changed = before.clone()
+    changed.defrost()
+    for key in SCHEDULE_KEYS:
+        changed.SOLVER[key.rpartition(".")[2]] = _value(now, key)
+    old, new = build.build_schedule(before), build.build_schedule(changed)
     return steps <= new.total_steps(steps_per_epoch) and all(
         old.lr(step, steps_per_epoch) == new.lr(step, steps_per_epoch) for step in range(steps)
     )
