@@ -39,12 +39,17 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
     return spread(value / other for value, other in zip(values, others, strict=True))
 
 
-def interleave(variants: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Callable[[int], object]],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Time every variant once a round, A B C A B C …, after one round that is not counted.
 
     Args:
         variants: Name → what is timed; it is given the round's number (the first, uncounted one is −1).
         rounds: Counted rounds.
+        clock: ``time.process_time`` where other jobs take turns with this one.
 
     Returns:
         Name → seconds of each counted round.
@@ -52,10 +57,10 @@ def interleave(variants: Mapping[str, Callable[[int], object]], rounds: int = RO
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(-1, rounds):
         for name, run in variants.items():
-            begin = time.perf_counter()
+            begin = clock()
             run(number)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return seconds
 
 

@@ -1,6 +1,6 @@
 """Clips per second of one process: our dataset against a bare PyAV loop, decord and PyTorchVideo, on the same frames.
 
-    python benchmarks/input_pipeline.py [--videos FOLDER] [--rounds 9] [--clips 6]
+    python benchmarks/input_pipeline.py [--videos FOLDER] [--rounds 9] [--clips 6] [--cpu-time]
 
 Two parts. Synthetic videos (340×256, 300 frames, x264's defaults) with a key frame every 12 or 250 frames, 8 frames
 of each clip that are 1 or 8 apart; and every video below ``--videos`` (``$DISTINIT_TEST_ASSETS/videos``) at 8×1.
@@ -13,6 +13,7 @@ What is compared, each on one thread, each opening the file anew for every clip:
 * ``frames``: our reader alone, the same frames as RGB, no views.
 * ``PyAV``: open, seek to the key frame before the first frame, decode to the last frame, convert the wanted ones to
   RGB with one scaler; no threads, no index, time stamps computed from the known frame rate, no views.
+  ``PyAV + views``: and our two views of the result, which is what ``dataset`` gives.
 * ``decord``: ``VideoReader(num_threads=1)`` and ``get_batch``; ``decord + views``: and our views of the result.
 * ``PyTorchVideo``: ``LabeledVideoDataset`` (PyAV) with the same two views by torchvision, resized as uint8, which is
   faster than the floats that it gives. decord and PyTorchVideo are left out where they are not installed.
@@ -24,6 +25,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
@@ -49,6 +51,8 @@ from distinit_plugin.video.transforms import Geometry, render_view
 
 NUM_FRAMES, STUDENT, TEACHER = 8, 112, 224
 VIDEO_KINDS = (".mp4", ".mov", ".avi", ".mkv")
+COLUMNS = ("dataset", "student only", "first epoch", "frames", "PyAV")
+Clock = Callable[[], float]
 
 
 class Clip(NamedTuple):
@@ -118,7 +122,10 @@ def decord_frames(path: str, numbers: Sequence[int]) -> np.ndarray:
     """(n,H,W,3) by decord."""
     import decord
 
-    frames: np.ndarray = decord.VideoReader(path, num_threads=1).get_batch(list(numbers)).asnumpy()
+    try:
+        frames: np.ndarray = decord.VideoReader(path, num_threads=1).get_batch(list(numbers)).asnumpy()
+    except decord.DECORDError as error:
+        raise RuntimeError("decord cannot read it") from error
     return frames
 
 
@@ -164,23 +171,21 @@ def same_pixels(clip: Clip, rate: int, ours: Any, key: SampleKey) -> None:
     assert difference < 2, f"frames {clip.frames} of {clip.path} differ by {difference}"
 
 
-def compare_settings(folder: Path, rounds: int, clips: int, gops: Sequence[int], rates: Sequence[int]) -> None:
+def compare_settings(
+    folder: Path, rounds: int, clips: int, gops: Sequence[int], rates: Sequence[int], clock: Clock
+) -> None:
     """Print the table of the synthetic videos."""
     rows = []
     for gop in gops:
         path = write_clip(folder / f"gop{gop}.mp4", gop=gop)
         for rate in rates:
-            rows.append([f"GOP {gop}, {NUM_FRAMES}×{rate}", *compare_setting(path, rate, rounds, clips)])
-    names = ["dataset", "student only", "first epoch", "frames"]
-    print(
-        table(
-            ["clips/s", *names, "PyAV", "dataset / PyAV", "frames / PyAV", "dataset / PyTorchVideo"],
-            rows,
-        )
-    )
+            rows.append([f"GOP {gop}, {NUM_FRAMES}×{rate}", *compare_setting(path, rate, rounds, clips, clock)])
+    ratios = ["dataset / PyAV", "dataset / (PyAV + views)", "frames / PyAV", "dataset / PyTorchVideo"]
+    print(table(["clips/s", *COLUMNS, *ratios], rows))
+    print()
 
 
-def compare_setting(path: Path, rate: int, rounds: int, clips: int) -> list[str]:
+def compare_setting(path: Path, rate: int, rounds: int, clips: int, clock: Clock) -> list[str]:
     """One row of it."""
     recorder, ours, alone = (
         dataset(path, rate, kind=Recorder),
@@ -203,8 +208,12 @@ def compare_setting(path: Path, rate: int, rounds: int, clips: int) -> list[str]
         with open_video(clip.path, cache=cache) as reader:
             reader.read(clip.frames)
 
+    def pyav_views(key: SampleKey, clip: Clip) -> None:
+        views(np.stack(pyav_frames(clip.path, clip.frames.tolist())), clip.geometry)
+
     variants = {
         "dataset": each(lambda key, clip: ours[key]),
+        "PyAV + views": each(pyav_views),
         "PyAV": each(lambda key, clip: pyav_frames(clip.path, clip.frames.tolist())),
         "frames": each(frames),
         "student only": each(lambda key, clip: alone[key]),
@@ -213,18 +222,19 @@ def compare_setting(path: Path, rate: int, rounds: int, clips: int) -> list[str]
     if find_spec("pytorchvideo"):
         same_pixels(chosen[keys[0][0]], rate, ours, keys[0][0])
         variants["PyTorchVideo"] = each(lambda key, clip: pytorchvideo_clip(clip, rate))
-    seconds = interleave(variants, rounds)
+    seconds = interleave(variants, rounds, clock)
     speed = {name: f"{spread(clips / value for value in values).median:.1f}" for name, values in seconds.items()}
-    whole, decoding = (ratio(seconds["PyAV"], seconds[name]) for name in ("dataset", "frames"))
-    row = [speed[name] for name in ("dataset", "student only", "first epoch", "frames", "PyAV")]
-    row += [f"{spread_.text()} {verdict(spread_.median, at_least=0.95)}" for spread_ in (whole, decoding)]
+    row = [speed[name] for name in COLUMNS]
+    for peer, name in (("PyAV", "dataset"), ("PyAV + views", "dataset"), ("PyAV", "frames")):
+        value = ratio(seconds[peer], seconds[name])
+        row.append(f"{value.text()} {verdict(value.median, at_least=0.95)}")
     if "PyTorchVideo" not in seconds:
         return [*row, "not installed"]
     other = ratio(seconds["PyTorchVideo"], seconds["dataset"])
     return [*row, f"{other.text()} {verdict(other.median, at_least=1.4 if rate == 1 else 2.0)}"]
 
 
-def compare_videos(folder: Path, links: Path, rounds: int, most: int) -> None:
+def compare_videos(folder: Path, links: Path, rounds: int, most: int, clock: Clock) -> None:
     """Print medians over real videos, ours against decord's."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_KINDS)[:most]
     with_views, decoding, slowest, left_out = [], [], [], []
@@ -232,9 +242,10 @@ def compare_videos(folder: Path, links: Path, rounds: int, most: int) -> None:
         link = links / f"{number}{path.suffix}"
         link.symlink_to(path)
         try:
-            whole, alone = compare_video(link, rounds)
+            whole, alone = compare_video(link, rounds, clock)
         except (UserError, RuntimeError) as error:
-            left_out.append(f"{path.name} ({type(error).__name__})")
+            reader = "decord" if isinstance(error, RuntimeError) else "we"
+            left_out.append(f"{path.name} ({reader} cannot)")
             continue
         with_views.append(whole)
         decoding.append(alone)
@@ -252,7 +263,7 @@ def compare_videos(folder: Path, links: Path, rounds: int, most: int) -> None:
         print(f"left out: {', '.join(left_out)}")
 
 
-def compare_video(path: Path, rounds: int) -> tuple[float, float]:
+def compare_video(path: Path, rounds: int, clock: Clock) -> tuple[float, float]:
     """Clips/s of ours over decord's: with views, and frames alone; medians over the rounds."""
     recorder, ours, cache = dataset(path, 1, kind=Recorder), dataset(path, 1), IndexCache()
     chosen = {number: recorder.clip(SampleKey(0, max(number, 0), 0)) for number in range(-1, rounds)}
@@ -274,6 +285,7 @@ def compare_video(path: Path, rounds: int) -> tuple[float, float]:
             "decord": lambda number: decord_frames(chosen[number].path, chosen[number].frames),
         },
         rounds,
+        clock,
     )
     whole = ratio(seconds["decord + views"], seconds["dataset"])
     return whole.median, ratio(seconds["decord"], seconds["frames"]).median
@@ -288,13 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=6, help="clips of a round of the synthetic videos")
     parser.add_argument("--gops", type=int, nargs="*", default=[12, 250])
     parser.add_argument("--rates", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, where other jobs run beside")
     parser.add_argument("--most", type=int, default=1000, help="real videos at most")
     chosen = parser.parse_args(arguments)
+    clock = time.process_time if chosen.cpu_time else time.perf_counter
     torch.set_num_threads(1)  # as in a worker
     keep_freed_memory()  # as in a training on a CPU; it holds for the peers too
     print(environment())
     with tempfile.TemporaryDirectory() as folder:
-        compare_settings(Path(folder), chosen.rounds, chosen.clips, chosen.gops, chosen.rates)
+        compare_settings(Path(folder), chosen.rounds, chosen.clips, chosen.gops, chosen.rates, clock)
         if not chosen.videos:
             print("No real videos: name a folder by --videos.")
         elif not find_spec("decord"):
@@ -302,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             links = Path(folder) / "links"
             links.mkdir()
-            compare_videos(Path(chosen.videos), links, chosen.rounds, chosen.most)
+            compare_videos(Path(chosen.videos), links, chosen.rounds, chosen.most, clock)
     return 0
 
 

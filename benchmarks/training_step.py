@@ -11,12 +11,13 @@ noise hits all alike. Each is given the same clips.
   views: same precision, formulation of convolutions, memory format, allocator and denormal settings; nothing else is
   imported.
 * ``plain``: torchvision's ``r2plus1d_18`` and ``resnet50`` in fp32 as one would write it down, no settings;
-  ``plain, flushed``: the same with ``torch.set_flush_denormal(True)``.
+  ``plain-flushed``: the same with ``torch.set_flush_denormal(True)``.
 * ``weight``, ``skip``: ``loop`` with a gate that drops half of each batch.
 * With CUDA also ``compiled``: ``loop`` with RUNNER.COMPILE; ``autocast``: ``plain`` in bf16 autocast.
 
-``--variants`` chooses some. ``--options`` go to the configuration of ``loop`` (``RUNNER.PRECISION fp32``); ``parts``
-understands RUNNER.PRECISION, RESNET.DEPTH and NETWORK.WIDTH.
+Without CUDA the plain ones, which take minutes, run only when they are named: ``--variants loop plain plain-flushed``.
+``--options`` go to the configuration of ``loop`` (``RUNNER.PRECISION fp32``); ``parts`` understands RUNNER.PRECISION,
+RESNET.DEPTH and NETWORK.WIDTH.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import torch
 from common import ROUNDS, Spread, environment, interleave, ratio, spread, table, verdict
 
-CPU_VARIANTS = ("loop", "parts", "plain", "plain, flushed", "weight", "skip")
+CPU_VARIANTS = ("loop", "parts", "weight", "skip")
 GPU_VARIANTS = ("loop", "compiled", "parts", "plain", "autocast")
 WORKER = Path(__file__).with_name("training_variants.py")
 
@@ -121,7 +122,7 @@ def _print_ratios(seconds: Mapping[str, list[float]], memory: Mapping[str, int],
         add("time, loop / parts", value, verdict(value.median, at_most=1.03))
         share = memory["loop"] / memory["parts"]
         rows.append(["peak memory, loop / parts", f"{share:.3f}", verdict(share, at_most=1.03)])
-    for name, least in (("plain", 6.0), ("plain, flushed", 2.5), ("autocast", 0.0), ("compiled", 0.0)):
+    for name, least in (("plain", 6.0), ("plain-flushed", 2.5), ("autocast", 0.0), ("compiled", 0.0)):
         if name in seconds:
             value = ratio(seconds[name], seconds["loop"])
             aimed = half and least > 0 and facts["device"] == "cpu"

@@ -238,7 +238,7 @@ BUILDERS: dict[str, Callable[[argparse.Namespace, contextlib.ExitStack], Built]]
     "skip": partial(build_gated, gate="skip"),
     "parts": build_parts,
     "plain": build_plain,
-    "plain, flushed": partial(build_plain, flush=True),
+    "plain-flushed": partial(build_plain, flush=True),
     "autocast": partial(build_plain, autocast=True),
 }
 

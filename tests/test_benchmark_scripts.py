@@ -68,7 +68,7 @@ def test_input_pipeline(script, monkeypatch, capsys, tmp_path):
         assert "decord is not installed" in text
     else:
         assert "2 real videos" in text
-        assert "left out: broken.mp4 (UserError)" in text
+        assert "left out: broken.mp4 (we cannot)" in text
 
 
 def test_the_bare_loop_gives_our_frames(script, tmp_path):
