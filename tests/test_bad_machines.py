@@ -103,7 +103,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(world, tmp_path):
             os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)
     status, _, err = finish(process)
-    assert status == 1
+    assert status == 1, err
     (error,) = err.splitlines()
     assert error.startswith("error: A decoding process died")
     assert "DATA_LOADER.NUM_WORKERS" in error
