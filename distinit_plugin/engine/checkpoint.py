@@ -27,7 +27,7 @@ from torch import Tensor
 
 from distinit_plugin.errors import UserError, WeightsError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
 
 FOLDER = "checkpoints"
