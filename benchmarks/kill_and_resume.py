@@ -285,7 +285,7 @@ def kill_once(job: Job, aim: str, rng: random.Random, seconds: float) -> bool:
         False when the run ended before.
     """
     if aim in ("start", "random"):
-        time.sleep(rng.uniform(0, 3.0 if aim == "start" else seconds))
+        time.sleep(rng.uniform(0, 3.0 if aim == "start" else seconds / 3))
     elif aim == "step":
         wanted = rng.randint(1, 4)
         wait_until(job, lambda: job.new_lines()[0] >= wanted)
@@ -459,9 +459,9 @@ def in_bf16(videos: Path, folder: Path, rng: random.Random) -> None:
     if not hardware_has_bf16("cpu"):
         print("bf16: skipped, this CPU does not compute in bf16")
         return
-    whole = make_job(videos, folder / "whole_bf16", PRECISION="bf16")
+    whole = make_job(videos, folder / "whole_bf16", PRECISION="bf16", CHECK_CONVOLUTIONS=True)
     seconds = whole.run()
-    killed = make_job(videos, folder / "killed_bf16", PRECISION="bf16")
+    killed = make_job(videos, folder / "killed_bf16", PRECISION="bf16", CHECK_CONVOLUTIONS=True)
     kill_and_restart(killed, ["step", "validation"], rng, seconds)
     difference = largest_loss_difference(whole.output, killed.output)
     if not difference <= 1e-2:

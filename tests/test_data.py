@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -434,3 +436,29 @@ def test_user_error_of_a_worker_is_the_sentence_alone(num_workers):
 
 def test_keys_survive_pickling():
     assert pickle.loads(pickle.dumps(SampleKey(1, 2, 3, 4, 5))) == (1, 2, 3, 4, 5)
+
+
+class _Slow(torch.utils.data.Dataset):
+    def __getitem__(self, key: SampleKey) -> Sample:
+        time.sleep(0.01)
+        return make_sample(key.index, key.index % 256)
+
+
+def test_workers_end_only_as_their_parent_wishes():
+    """A scheduler signals all processes of a job; torch ends a worker that is stuck by SIGTERM."""
+    loader = build_loader(_Slow(), [SampleKey(0, n, n) for n in range(400)], 1, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    first, second = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        subprocess.run(["kill", f"-{number.value}", str(first.pid), str(second.pid)], check=True)
+    for _ in range(20):
+        next(batches)
+    assert first.is_alive()
+    assert second.is_alive()
+    first.terminate()
+    first.join(timeout=20)
+    assert first.exitcode == 0
+    batches.close()
+    second.join(timeout=20)
+    assert second.exitcode == 0

@@ -482,6 +482,9 @@ def test_states_of_others_are_refused(tmp_path):
     newer = {**state, "distinit": {**state["distinit"], "format": 99}}
     with pytest.raises(WeightsError, match="newer version"):
         trainer_of().state.load_state_dict(newer, CPU)
+    older = {**state, "distinit": {**state["distinit"], "format": 1}}
+    with pytest.raises(WeightsError, match=r"earlier version.*TRAIN\.CHECKPOINT_FILE_PATH for its weights"):
+        trainer_of().state.load_state_dict(older, CPU)
     with pytest.raises(WeightsError, match="of another job"):
         trainer_of().state.load_state_dict({**state, "distinit": {**state["distinit"], "adapters": {}}}, CPU)
 

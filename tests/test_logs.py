@@ -46,7 +46,7 @@ def test_mean_meter_does_not_hold_the_graph():
     value = torch.tensor(1.0, requires_grad=True) * 2
     meter = MeanMeter()
     meter.update({"loss": value})
-    assert not any(tensor.requires_grad for tensor in meter.state_dict()["sums"].values())
+    assert not any(tensor.requires_grad for tensor in meter._sums.values())
 
 
 def test_json_line_has_pyslowfasts_form():

@@ -17,9 +17,11 @@ from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import leaf_keys
 from distinit_plugin.engine import checkpoint as files
 from distinit_plugin.engine.curves import read_curves
+from distinit_plugin.engine.signals import Stopped
 from distinit_plugin.errors import UserError, WeightsError
-from distinit_plugin.jobs import resuming
+from distinit_plugin.jobs import resuming, running
 from distinit_plugin.jobs.running import run
+from distinit_plugin.models.hardware import hardware_has_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -245,6 +247,23 @@ def test_killed_runs_end_with_the_weights_of_the_uninterrupted_one(whole, tmp_pa
     files.save_checkpoint(last, other)
     with pytest.raises(kills.KillTestError, match=f"1 differences: /last/model_state/{name}"):
         kills.compare(finished.output, job.output)
+
+
+@pytest.mark.skipif(not hardware_has_bf16("cpu"), reason="this CPU does not compute in bf16")
+def test_losses_of_a_killed_run_in_bf16_agree(whole, tmp_path):
+    kills.in_bf16(whole[0], tmp_path, random.Random(0))
+
+
+def test_a_signal_in_the_final_test_ends_the_job(videos, begun, monkeypatch):
+    """Everything is saved by then; the handlers that were there before are back."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(running, "test_in_session", lambda session: os.kill(os.getpid(), signal.SIGTERM))
+    corpora = labelled(videos, TRAIN="train", TEST="test")["CORPUS"]
+    with pytest.raises(Stopped) as caught:
+        run(job(videos, begun, SOLVER={"MAX_EPOCH": 2}, CORPUS=corpora, TEST={"ENABLE": True}))
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "SIGTERM: everything that was saved before is complete" in (begun / "stdout.log").read_text()
 
 
 def test_a_signal_to_all_processes_saves_the_state_and_ends_quietly(whole, tmp_path):

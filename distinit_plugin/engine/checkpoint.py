@@ -26,7 +26,7 @@ from torch import Tensor
 from distinit_plugin.errors import SAME_ON_ALL_RANKS, WeightsError
 from distinit_plugin.files import write_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
 
 FOLDER = "checkpoints"

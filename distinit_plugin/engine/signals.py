@@ -70,7 +70,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before = {}
-        if isinstance(error, Exception) and self.received and distributed.world_size() > 1:
+        if isinstance(error, RuntimeError) and self.received and distributed.world_size() > 1:
             # The signal came to all ranks: those that have left already make the collectives of this one fail.
             stopped = Stopped(self.received)
             logger.info("%s", stopped)

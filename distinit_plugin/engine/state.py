@@ -122,7 +122,7 @@ class RunState:
         """Continue from ``state_dict``.
 
         Raises:
-            WeightsError: The state is of another network, of PySlowFast, of a newer version of this program, or not
+            WeightsError: The state is of another network, of PySlowFast, of another version of this program, or not
                 what this program writes.
         """
         try:
@@ -142,6 +142,12 @@ class RunState:
             )
         if own["format"] > checkpoint.FORMAT_VERSION:
             raise WeightsError(f"the checkpoint has format {own['format']}: it is of a newer version of this program.")
+        if own["format"] < checkpoint.FORMAT_VERSION:
+            raise WeightsError(
+                f"the checkpoint has format {own['format']}, of an earlier version of this program, from which "
+                "training cannot continue: name another OUTPUT_DIR and give it as TRAIN.CHECKPOINT_FILE_PATH for its "
+                "weights."
+            )
         trainable = self.objective.trainable
         copy_into_network(cast(Network, trainable.student), state["model_state"])
         try:
