@@ -128,7 +128,6 @@ def test_two_shards_meet(videos, tmp_path, alone):
             ["RUNNER.CPU_RANKS", "3", "TEST.BATCH_SIZE", "6"],
             "TRAIN.BATCH_SIZE: 4 clips cannot be shared by 3 rank(s) (RUNNER.CPU_RANKS)",
         ),
-        (["RUNNER.CPU_RANKS", "2", "NUM_GPUS", "2"], "RUNNER.CPU_RANKS: 2 with NUM_GPUS 2"),
         (["BN.NORM_TYPE", "sync_batchnorm"], "BN.NORM_TYPE: sync_batchnorm works on GPUs only"),
         (["BN.NORM_TYPE", "sub_batchnorm"], "BN.NORM_TYPE: 'sub_batchnorm' is not allowed"),
     ],
@@ -142,6 +141,13 @@ def test_wrong_combinations_are_one_sentence(words, message, videos, tmp_path, c
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_of_cpu_and_gpu_do_not_mix(videos, tmp_path, capsys):
+    small_cfg(videos, tmp_path / "run", **labelled(videos, TRAIN="train"))
+    pairs = ["RUNNER.CPU_RANKS", "2", "NUM_GPUS", "2"]
+    assert cli.main(["run", "--cfg", str(tmp_path / "run.yaml"), "--opts", *pairs]) == 1
+    assert "RUNNER.CPU_RANKS: 2 with NUM_GPUS 2" in capsys.readouterr().err  # beside it: there are no two GPUs here
 
 
 def shard(number: int, port: int, **runner):
@@ -191,20 +197,24 @@ def test_more_processes_than_gpus(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- ranks that fail
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "kind", "message"),
     [
-        ("refuses", r"^rank 1 does not like it$"),
-        ("bug", r"(?s)^rank 1 failed:\nTraceback .*ValueError: a mistake of ours"),
-        ("killed", r"^rank 1 \(process \d+\) was killed by SIGKILL .*; the other ranks were ended\.$"),
-        ("silent", r"^rank 0 waited 2 s for another rank in vain .*RUNNER\.COLLECTIVE_TIMEOUT"),
+        ("refuses", UserError, r"^rank 1 does not like it$"),
+        (
+            "bug",
+            RuntimeError,
+            r"(?s)^rank 1: ValueError: a mistake of ours\n\nTraceback .*ValueError: a mistake of ours",
+        ),
+        ("killed", UserError, r"^rank 1 \(process \d+\) was killed by SIGKILL .*; the other ranks were ended\.$"),
+        ("silent", UserError, r"^rank 0 waited 2 s for another rank in vain .*RUNNER\.COLLECTIVE_TIMEOUT"),
     ],
 )
-def test_one_failing_rank_ends_all_with_its_message(how, message, capfd):
+def test_one_failing_rank_ends_all_with_its_message(how, kind, message, capfd):
     """The others wait for it in a collective, whose default patience is half an hour."""
     cfg = ranks_cfg(2, COLLECTIVE_TIMEOUT=2.0 if how == "silent" else 1800.0)
     cfg.defrost()
     cfg.OUTPUT_DIR = how
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(kind, match=message):
         launch(cfg, fails)
     assert "Traceback" not in capfd.readouterr().err
 

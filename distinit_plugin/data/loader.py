@@ -52,6 +52,20 @@ def _serve_only(parent: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def explain_dead_worker(error: Exception) -> UserError | None:
+    """The sentence for a worker process that died; ``None``: the error is another one.
+
+    torch raises this wherever the main thread happens to be when it hears of the death, not only between batches.
+    """
+    text = str(error)
+    if "DataLoader worker" not in text or not ("is killed by signal" in text or "exited unexpectedly" in text):
+        return None
+    return UserError(
+        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it for lack of memory: "
+        "lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared memory (/dev/shm)."
+    )
+
+
 def worker_context(num_workers: int) -> str | None:
     """How workers start: forked on Linux (the corpus is shared, not copied), spawned elsewhere; ``None`` without."""
     if not num_workers:
@@ -83,14 +97,7 @@ class ClipLoader(DataLoader[Any]):
                 # From a worker the text comes wrapped in a traceback; the user is owed the sentence alone.
                 raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
             except RuntimeError as error:
-                text = str(error)
-                if "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text):
-                    raise UserError(
-                        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it "
-                        "for lack of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container "
-                        "more shared memory (/dev/shm)."
-                    ) from error
-                raise
+                raise explain_dead_worker(error) or error from error.__cause__
             yield batch
             del batch  # or two would be alive while the next is fetched
 

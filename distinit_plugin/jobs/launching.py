@@ -153,12 +153,14 @@ def _failure_file(folder: Path, rank: int) -> Path:
     return folder / f"failed_{rank}.json"
 
 
-def _explain_failure(rank: int, failure: ProcessFailure, folder: Path) -> UserError:
-    """The message of the rank that failed first; its traceback where it was not a mistake of the user."""
+def _explain_failure(rank: int, failure: ProcessFailure, folder: Path) -> Exception:
+    """The sentence of the rank that failed first; a ``RuntimeError`` with its traceback for a defect of ours."""
     path = _failure_file(folder, rank)
     if path.is_file():
         report = json.loads(path.read_text(encoding="utf-8"))
-        return UserError(report["text"] if report["expected"] else f"rank {rank} failed:\n{report['text']}")
+        if report["expected"]:
+            return UserError(report["text"])
+        return RuntimeError(f"rank {rank}: {report['text'].strip().splitlines()[-1]}\n\n{report['text']}")
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (the system kills processes that way when memory runs out)" if name == "SIGKILL" else ""

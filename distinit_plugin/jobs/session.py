@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.bad import BadVideoLog
-from distinit_plugin.data.loader import ClipLoader
+from distinit_plugin.data.loader import ClipLoader, explain_dead_worker
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.failure import ending_together
@@ -212,8 +212,13 @@ def open_session(
                 progress=progress,
                 corpora=corpora or Corpora(cfg),
             )
+    except UserError:
+        raise
     except Exception as error:
-        if log is not None and not isinstance(error, UserError):
+        dead_worker = explain_dead_worker(error)
+        if dead_worker is not None:
+            raise dead_worker from error
+        if log is not None:
             log.record(error)
         raise
     finally:
