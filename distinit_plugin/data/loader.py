@@ -61,7 +61,7 @@ def explain_dead_worker(error: Exception) -> UserError | None:
     if "DataLoader worker" not in text or not ("is killed by signal" in text or "exited unexpectedly" in text):
         return None
     return UserError(
-        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it for lack of memory: "
+        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly it was ended for lack of memory: "
         "lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared memory (/dev/shm)."
     )
 
