@@ -89,7 +89,7 @@ def test_two_ranks_distil_with_a_gate(videos, tmp_path):
     (validation,) = json_stats(output, "val_epoch")
     assert validation["kept/IMAGENET"] == 1.0  # the video is bright
     assert len(state_of(output)["distinit"]["rng"]) == 2
-    result = run(small_cfg(videos, output, DISTILL=distill, SOLVER={"MAX_EPOCH": 2}))
+    result = run(small_cfg(videos, output, DISTILL=distill, CORPUS=corpora, SOLVER={"MAX_EPOCH": 2}))
     assert result.training.steps == 6
     assert checkpoint(output, 2).is_file()
 
