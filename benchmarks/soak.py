@@ -115,9 +115,10 @@ def memory(pid: int, kind: str) -> float:
     return float(next((line.split()[1] for line in lines if line.startswith(f"{kind}:")), 0))
 
 
-def children() -> list[int]:
-    """Processes that this one has started, ended ones that nobody waited for included."""
-    return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def children(but: frozenset[int] = frozenset()) -> list[int]:
+    """Processes that this one has started, ended ones that nobody waited for included, ``but`` some others."""
+    started = [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return [pid for pid in started if pid not in but]
 
 
 def slope(samples: list[int], values: list[float], warm_up: float = 0.2) -> float:
@@ -209,6 +210,7 @@ def soak(folder: Path, *, samples: int, videos: int, epochs: int, workers: int, 
     names = [record.path for record in corpora]
     seen = Measured(keys=np.full((epochs, sampler.clips_per_epoch), 1, dtype=np.int16))
     seen.keys -= 1  # touched, so that the pages are there from the start
+    others = frozenset(children())  # of the program that calls this
     begin = time.perf_counter()
     look_every = max(1, sampler.steps_per_epoch * epochs // LOOKS)
     for epoch in range(epochs):
@@ -225,15 +227,15 @@ def soak(folder: Path, *, samples: int, videos: int, epochs: int, workers: int, 
                 seen.replaced += path != names[key.index]
                 seen.used_broken += path in broken
             # The last batches find their workers gone.
-            if number % look_every == 0 and len(children()) == workers:
+            if number % look_every == 0 and len(children(others)) == workers:
                 seen.looks.append(seen.samples)
                 seen.parent.append(memory(os.getpid(), "Rss"))
-                seen.workers.append(sum(memory(pid, "Pss") for pid in children()))
+                seen.workers.append(sum(memory(pid, "Pss") for pid in children(others)))
                 seen.epochs.append(epoch)
         del batches
         gc.collect()  # as the loader does before it starts the next epoch's workers
         seen.descriptors.append(len(os.listdir("/proc/self/fd")))
-        seen.processes.append(len(children()))
+        seen.processes.append(len(children(others)))
     faulthandler.cancel_dump_traceback_later()
     seen.bad = {video.path for video in bad_log.videos()}
     seen.seconds = time.perf_counter() - begin

@@ -447,9 +447,11 @@ class _Slow(torch.utils.data.Dataset):
 def test_workers_end_only_as_their_parent_wishes():
     """A scheduler signals all processes of a job; torch ends a worker that is stuck by SIGTERM."""
     loader = build_loader(_Slow(), [SampleKey(0, n, n) for n in range(400)], 1, num_workers=2)
+    before = set(multiprocessing.active_children())
     batches = iter(loader)
-    next(batches)
-    first, second = multiprocessing.active_children()
+    for _ in range(2):
+        next(batches)  # one of each: both have started
+    first, second = set(multiprocessing.active_children()) - before
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         subprocess.run(["kill", f"-{number.value}", str(first.pid), str(second.pid)], check=True)
     for _ in range(20):

@@ -50,7 +50,7 @@ def _torchrun(config: Path, code: int = 0) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

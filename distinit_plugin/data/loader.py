@@ -55,10 +55,12 @@ def _serve_only(parent: int) -> None:
 def explain_dead_worker(error: Exception) -> UserError | None:
     """The sentence for a worker process that died; ``None``: the error is another one.
 
-    torch raises this wherever the main thread happens to be when it hears of the death, not only between batches.
+    torch raises this wherever the main thread happens to be when it hears of the death, not only between batches; while
+    a batch is handed over, its connection breaks.
     """
-    text = str(error)
-    if "DataLoader worker" not in text or not ("is killed by signal" in text or "exited unexpectedly" in text):
+    text = str(error) or type(error).__name__
+    told = "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text)
+    if not told and not isinstance(error, ConnectionError | EOFError):
         return None
     return UserError(
         f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly it was ended for lack of memory: "
@@ -96,7 +98,7 @@ class ClipLoader(DataLoader[Any]):
             except UserError as error:
                 # From a worker the text comes wrapped in a traceback; the user is owed the sentence alone.
                 raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
-            except RuntimeError as error:
+            except (RuntimeError, ConnectionError, EOFError) as error:
                 raise explain_dead_worker(error) or error from error.__cause__
             yield batch
             del batch  # or two would be alive while the next is fetched

@@ -215,7 +215,7 @@ def open_session(
     except UserError:
         raise
     except Exception as error:
-        dead_worker = explain_dead_worker(error)
+        dead_worker = explain_dead_worker(error) if isinstance(error, RuntimeError) else None
         if dead_worker is not None:
             raise dead_worker from error
         if log is not None:
