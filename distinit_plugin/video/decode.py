@@ -22,7 +22,15 @@ from av.video.stream import VideoStream
 from distinit_plugin.errors import VideoError
 from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, describe, stat_file, video_errors
 from distinit_plugin.video.images import IMAGE_EXTENSIONS, WHOLE, ImageReader, Window, list_frames, window_size
-from distinit_plugin.video.index import FrameIndex, IndexCache, Int64Array, index_frames, index_packets, packets_of, packets_tell
+from distinit_plugin.video.index import (
+    FrameIndex,
+    IndexCache,
+    Int64Array,
+    index_frames,
+    index_packets,
+    packets_of,
+    packets_tell,
+)
 
 Frames = npt.NDArray[np.uint8]
 

@@ -12,11 +12,11 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -230,11 +230,14 @@ def _unseal(key: tuple[str, int, int], data: bytes) -> FrameIndex | None:
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The packets of a stream, from where the container stands.
 
-    PyAV's own generator frees its buffer only at the end or when it is closed: left early and then forgotten, as reading
-    a clip does, it would keep some 150 bytes of each file that is opened.
+    PyAV's generator frees its buffer only at the end or when it is closed: left early and then forgotten, as happens
+    when a clip is read, it would keep some 150 bytes of each file that is opened.
     """
-    with closing(container.demux(stream)) as packets:
+    packets = cast(Generator[Packet], container.demux(stream))
+    try:
         yield from packets
+    finally:
+        packets.close()
 
 
 def packets_tell(container: InputContainer, stream: VideoStream) -> bool:
