@@ -77,8 +77,8 @@ def naming_dead_workers() -> Iterator[None]:
         if "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text):
             raise UserError(
                 f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it for lack "
-                "of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared memory "
-                "(/dev/shm)."
+                "of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared "
+                "memory (/dev/shm)."
             ) from error
         raise
 
