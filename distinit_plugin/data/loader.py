@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,29 +59,6 @@ def worker_context(num_workers: int) -> str | None:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
-@contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Turn torch's error about a dead worker into a sentence.
-
-    Torch raises it from a signal handler, thus wherever the main thread is at that moment: in the backward pass, too.
-    So this stands around whole jobs as well.
-
-    Raises:
-        UserError: A worker process died (mostly killed for memory).
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text):
-            raise UserError(
-                f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it for lack "
-                "of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared "
-                "memory (/dev/shm)."
-            ) from error
-        raise
-
-
 class ClipLoader(DataLoader[Any]):
     """A DataLoader whose workers cannot inherit open videos, and whose dead workers end in a sentence."""
 
@@ -100,15 +76,21 @@ class ClipLoader(DataLoader[Any]):
     def _guard(batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
-                with naming_dead_workers():
-                    batch = next(batches)
+                batch = next(batches)
             except StopIteration:
                 return
             except UserError as error:
-                if "errors.UserError: " not in str(error):
-                    raise
                 # From a worker the text comes wrapped in a traceback; the user is owed the sentence alone.
                 raise UserError(str(error).rpartition("errors.UserError: ")[2].strip()) from error
+            except RuntimeError as error:
+                text = str(error)
+                if "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text):
+                    raise UserError(
+                        f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly the system ended it "
+                        "for lack of memory: lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container "
+                        "more shared memory (/dev/shm)."
+                    ) from error
+                raise
             yield batch
             del batch  # or two would be alive while the next is fetched
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.bad import BadVideoLog
-from distinit_plugin.data.loader import ClipLoader, naming_dead_workers
+from distinit_plugin.data.loader import ClipLoader
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.failure import ending_together
@@ -201,7 +201,7 @@ def open_session(
         bad_file = Path(cfg.OUTPUT_DIR) / BAD_VIDEOS_FILE if log_to_folder else None
         bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
         progress = open_progress(log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main())
-        with ending_together(cfg.RUNNER.COLLECTIVE_TIMEOUT), naming_dead_workers():
+        with ending_together(cfg.RUNNER.COLLECTIVE_TIMEOUT):
             yield Session(
                 cfg=cfg,
                 device=device,
