@@ -43,8 +43,10 @@ SECONDS_WITHOUT_A_BATCH = 120
 LOOKS = 100
 """How often memory is looked at, in all."""
 
-MAX_SLOPE = 4.0
-"""KiB per 1000 samples: 400 MB in a hundred million samples, which no training sees."""
+MAX_SLOPE = 10.0
+"""KiB per 1000 samples that count as flat: 1 MiB in 100,000; the batches in flight alone make up 0.4 MiB each."""
+LONG_EPOCH = 20_000
+"""Samples of an epoch after half of which a worker has met every file, so that growth within it means something."""
 
 
 # ------------------------------------------------------------------------------------------------------- the corpus
@@ -268,12 +270,14 @@ def problems(seen: Measured, *, videos: int, expected: int, broken: set[str], na
 
 
 def growth(seen: Measured) -> dict[str, float]:
-    """Slopes, KiB per 1000 samples."""
-    return {
-        "parent": slope(seen.looks, seen.parent),
-        "workers, from epoch to epoch": seen.worker_slope(),
-        "workers, within an epoch": seen.worker_slope_within(),
-    }
+    """Slopes, KiB per 1000 samples: those that epochs of this number and length can tell."""
+    epochs = len(seen.descriptors)
+    slopes = {"parent": slope(seen.looks, seen.parent)}
+    if epochs >= 5:
+        slopes["workers, from epoch to epoch"] = seen.worker_slope()
+    if seen.samples >= LONG_EPOCH * epochs:
+        slopes["workers, within an epoch"] = seen.worker_slope_within()
+    return slopes
 
 
 def report(seen: Measured, found: list[str]) -> str:

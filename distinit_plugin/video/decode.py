@@ -22,7 +22,15 @@ from av.video.stream import VideoStream
 from distinit_plugin.errors import VideoError
 from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, describe, stat_file, video_errors
 from distinit_plugin.video.images import IMAGE_EXTENSIONS, WHOLE, ImageReader, Window, list_frames, window_size
-from distinit_plugin.video.index import FrameIndex, IndexCache, Int64Array, index_frames, index_packets, packets_tell
+from distinit_plugin.video.index import (
+    FrameIndex,
+    IndexCache,
+    Int64Array,
+    index_frames,
+    index_packets,
+    packets_of,
+    packets_tell,
+)
 
 Frames = npt.NDArray[np.uint8]
 
@@ -284,7 +292,7 @@ class VideoReader:
         assert self._container is not None
         self._at_start = False
         started = False
-        for packet in self._container.demux(self._stream):
+        for packet in packets_of(self._container, self._stream):
             self._deadline.check()
             started = started or (packet.size > 0 and packet.is_keyframe)
             try:
@@ -308,7 +316,7 @@ class VideoReader:
         skips = tells and codec.name == "h264"
         pending = set(self.index.stamps[wanted].tolist())
         started = False
-        for packet in self._container.demux(self._stream):
+        for packet in packets_of(self._container, self._stream):
             self._deadline.check()
             if not started:
                 if not (packet.size and packet.is_keyframe):

@@ -12,6 +12,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -224,6 +226,15 @@ def _unseal(key: tuple[str, int, int], data: bytes) -> FrameIndex | None:
     return FrameIndex.from_array(values[3:])
 
 
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets of a stream, from where the container stands.
+
+    PyAV's generator frees its buffer only at the end or when it is closed: left early and then forgotten, as happens
+    when a clip is read, it would keep some 150 bytes of each file that is opened. Closing this one closes it.
+    """
+    yield from container.demux(stream)
+
+
 def packets_tell(container: InputContainer, stream: VideoStream) -> bool:
     """Whether the container and codec are such that packets usually tell which frames are presented, and when."""
     return container.format.name in _TRUE_CONTAINERS and stream.codec_context.name in _TRUE_CODECS
@@ -243,7 +254,7 @@ def index_packets(container: InputContainer, stream: VideoStream, deadline: Dead
     pts: list[int] = []
     keys: list[int] = []
     truthful = True
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         deadline.check()
         if first is None:
             first = next(iter(packet.decode()), None)
@@ -283,7 +294,7 @@ def index_frames(container: InputContainer, stream: VideoStream, deadline: Deadl
     packet_order: list[int | None] = []
     seeks_by_pts = container.format.name in _TRUE_CONTAINERS
     problem = "there are no frames in it"
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         deadline.check()
         if packet.size:
             packet_order.append(packet.pts)
