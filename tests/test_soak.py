@@ -41,7 +41,7 @@ def test_counts_are_exact_with_workers_and_broken_files(soak, tmp_path):
         (lambda m: m.draws.update({3: 2}), "times"),
         (lambda m: m.bad.pop(), "named as bad"),
         (lambda m: m.keys.__setitem__((1, 5), 2), "keys came"),
-        (lambda m: m.descriptors.append(99), "open files"),
+        (lambda m: m.descriptors.__setitem__(slice(None), [20, 22, 24, 26]), "open files"),
         (lambda m: m.processes.append(1), "processes"),
         (lambda m: setattr(m, "replaced", 99), "replaced"),
         (lambda m: setattr(m, "used_broken", 1), "come from broken files"),
