@@ -45,6 +45,7 @@ def input_spec(cfg: CfgNode) -> InputSpec:
         test_crop_size=cfg.DATA.TEST_CROP_SIZE,
         mean=tuple(cfg.DATA.MEAN),
         std=tuple(cfg.DATA.STD),
+        modality=cfg.NETWORK.MODALITY,
     )
 
 
@@ -61,12 +62,9 @@ def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
         cfg.MODEL.MODEL_NAME,
         num_classes=num_classes,
         input=input_spec(cfg),
-        depth=cfg.RESNET.DEPTH,
-        width=cfg.NETWORK.WIDTH,
-        variant=cfg.NETWORK.VARIANT,
-        stem_pool=cfg.NETWORK.STEM_POOL,
-        temporal_padding=cfg.NETWORK.TEMPORAL_PADDING,
         dropout=cfg.MODEL.DROPOUT_RATE,
+        depth=cfg.RESNET.DEPTH,
+        **{key.lower(): value for key, value in cfg.NETWORK.items() if key != "MODALITY"},
     )
 
 

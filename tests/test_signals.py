@@ -125,6 +125,50 @@ def test_a_signal_that_python_loses_in_a_destructor_still_ends_the_work():
     assert went_on
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("where", ["step", "validation", "end"])
+def test_a_ctrl_c_that_python_loses_in_a_destructor_still_interrupts(where):
+    class Interrupts:
+        def __del__(self):
+            send(signal.SIGINT)
+
+    def work(stop):
+        if where == "validation":
+            with stop.held(), stop.let_through("saved"):
+                Interrupts()
+                went_on.append(True)
+        else:
+            Interrupts()
+            went_on.append(True)
+            if where == "step":
+                stop.raise_if_interrupted()
+        went_on.append(where == "end")
+
+    before, went_on = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+        work(stop)
+    assert went_on == ([True, True] if where == "end" else [True])
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_ctrl_c_ends_the_training_after_the_step(tmp_path):
+    class Interrupts:
+        def __del__(self):
+            send(signal.SIGINT)
+
+    def advance(done, total):
+        if done == 3:
+            Interrupts()
+
+    stop = StopSignals()
+    trainer = trainer_of(tmp_path, stop=stop)
+    trainer._progress.advance = advance
+    with pytest.raises(KeyboardInterrupt), stop:
+        trainer.train()
+    assert trainer.step == 3
+
+
 def test_other_threads_and_forked_processes_are_left_alone():
     before = signal.getsignal(signal.SIGTERM)
     seen = []

@@ -96,6 +96,7 @@ _C.TENSORBOARD.LOG_DIR = ""  # under OUTPUT_DIR; empty: "tensorboard"
 
 # ---------------------------------------------------------------------------------------------- the plugin's own nodes
 _C.NETWORK = CfgNode()  # switches of the registered networks (the student)
+_C.NETWORK.MODALITY = "rgb"  # what the student sees: "rgb", or "flow" (u and v; DATA.MEAN and STD have 2 entries)
 _C.NETWORK.VARIANT = "vmz"  # Res3D, R2Plus1D: "vmz" or "torchvision" (mid-planes and BN eps together)
 _C.NETWORK.WIDTH = 64  # channels of the first stage; 64 is the papers'
 _C.NETWORK.STEM_POOL = False  # Res3D: 1×3×3 max-pool after conv1, as in the 2D ResNet (the paper's Res3D has none)

@@ -18,12 +18,13 @@ NETWORK_SWITCHES = {
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
+NETWORK_DEPTHS = {"R2Plus1D": (10, 18, 34), "Res2D": (10, 18, 34), "Res3D": (10, 18, 34)}
+"""The networks that read RESNET.DEPTH → the depths that they have."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
 ACTION_LOSSES = ("cross_entropy",)
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
 FRAME_PICKS = ("center", "random", "uniform", "clip")
-DEPTHS = (10, 18, 34)
 
 
 class Rule(NamedTuple):
@@ -79,12 +80,12 @@ def number_or(special: float, meaning: str, rule: Rule) -> Rule:
     return Rule(f"{rule.allowed}, or {special:g} ({meaning})", lambda value: value == special or rule.accepts(value))
 
 
-def items(rule: Rule, length: int | None = None) -> Rule:
-    """A list whose entries all pass a rule."""
-    count = "one or more entries" if length is None else f"exactly {length} entries"
+def items(rule: Rule, *lengths: int) -> Rule:
+    """A list of one of some lengths (any but 0 where none is given) whose entries all pass a rule."""
+    count = f"exactly {' or '.join(map(str, lengths))} entries" if lengths else "one or more entries"
     return Rule(
         f"a list of {count}, each {rule.allowed}",
-        lambda value: (len(value) > 0 if length is None else len(value) == length) and all(map(rule.accepts, value)),
+        lambda value: (len(value) in lengths if lengths else len(value) > 0) and all(map(rule.accepts, value)),
     )
 
 
@@ -151,8 +152,8 @@ RULES: dict[str, Rule] = {
     "DATA.PATH_LABEL_SEPARATOR": Rule("text without a line break", lambda value: value != "" and "\n" not in value),
     "DATA.NUM_FRAMES": _COUNT,
     "DATA.SAMPLING_RATE": _COUNT,
-    "DATA.MEAN": _MEAN,
-    "DATA.STD": _STD,
+    "DATA.MEAN": items(number(least=0, most=1), 2, 3),
+    "DATA.STD": items(number(above=0), 2, 3),
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
@@ -178,6 +179,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.WEIGHT_DECAY": _FROM_ZERO,
     "SOLVER.CLIP_GRAD_VAL": _FROM_ZERO,
     "SOLVER.CLIP_GRAD_L2NORM": _FROM_ZERO,
+    "NETWORK.MODALITY": one_of("rgb", "flow"),
     "NETWORK.VARIANT": one_of("vmz", "torchvision"),
     "NETWORK.WIDTH": _COUNT,
     "NETWORK.TEMPORAL_PADDING": one_of("zeros", "replicate"),
@@ -221,7 +223,7 @@ TEACHER_RULES: dict[str, Rule] = {
     "ARCH": teacher_name(),
     "WEIGHTS": _NOT_EMPTY,
     "NUM_CLASSES": number(least=2),
-    "DEPTH": one_of(*DEPTHS),
+    "DEPTH": one_of(*sorted({depth for depths in NETWORK_DEPTHS.values() for depth in depths})),
     "WIDTH": _COUNT,
     "LAYER": one_of("logits", "features", "feature_map"),
     "HEAD": one_of("linear", "own"),

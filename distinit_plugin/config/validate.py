@@ -9,7 +9,15 @@ from typing import Any
 from distinit_plugin.config.defaults import CORPUS_ENTRY, TEACHER_ENTRY, get_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
-from distinit_plugin.config.rules import CORPUS_RULES, DEPTHS, NETWORK_SWITCHES, NETWORKS, RULES, TEACHER_RULES, Rule
+from distinit_plugin.config.rules import (
+    CORPUS_RULES,
+    NETWORK_DEPTHS,
+    NETWORK_SWITCHES,
+    NETWORKS,
+    RULES,
+    TEACHER_RULES,
+    Rule,
+)
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
@@ -221,6 +229,18 @@ def _views(cfg: CfgNode) -> Problems:
             f"CORPUS.TEST_SCALE: {corpus.TEST_SCALE} is smaller than DATA.TEST_CROP_SIZE {data.TEST_CROP_SIZE}. "
             "Use at least the crop, or 0 for the crop itself."
         )
+    channels = 3 if cfg.NETWORK.MODALITY == "rgb" else 2
+    for key in ("MEAN", "STD"):
+        if len(data[key]) != channels:
+            yield (
+                f"DATA.{key}: {data[key]} has {len(data[key])} entries, but NETWORK.MODALITY {cfg.NETWORK.MODALITY} "
+                f"has {channels} channels. Give one entry for each."
+            )
+    if cfg.NETWORK.MODALITY == "flow" and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
+        yield (
+            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
+            "flow from videos. Train and test with rgb."
+        )
     if corpus.DENSE_STRIDE != 1 and corpus.TEST_CLIPS != "dense":
         yield f"CORPUS.DENSE_STRIDE: {corpus.DENSE_STRIDE} is only read with CORPUS.TEST_CLIPS dense. Set that, or 1."
 
@@ -228,12 +248,15 @@ def _views(cfg: CfgNode) -> Problems:
 def _network(cfg: CfgNode) -> Problems:
     name, depth = cfg.MODEL.MODEL_NAME, cfg.RESNET.DEPTH
     defaults = get_cfg()
-    if name in NETWORKS and depth not in DEPTHS:
-        yield f"RESNET.DEPTH: {depth} is not allowed for {name}. Allowed: {', '.join(map(str, DEPTHS))}."
-    if "/" in name and depth != defaults.RESNET.DEPTH:
+    if name in NETWORK_DEPTHS and depth not in NETWORK_DEPTHS[name]:
+        yield f"RESNET.DEPTH: {depth} is not allowed for {name}. Allowed: {', '.join(map(str, NETWORK_DEPTHS[name]))}."
+    fixed = "/" in name or (name in NETWORKS and name not in NETWORK_DEPTHS)
+    if fixed and depth != defaults.RESNET.DEPTH:
         yield f"RESNET.DEPTH: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
+    if "/" in name and cfg.NETWORK.MODALITY != "rgb":
+        yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which takes rgb only. Use rgb."
     if name in NETWORKS or "/" in name:
-        for key in sorted(set(defaults.NETWORK) - set(NETWORK_SWITCHES.get(name, ()))):
+        for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
             if cfg.NETWORK[key] != defaults.NETWORK[key]:
                 readers = ", ".join(network for network, keys in NETWORK_SWITCHES.items() if key in keys)
                 yield (
@@ -332,7 +355,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_hardware, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION", "BN.NORM_TYPE")),
     (_schedule, ("SOLVER.", "TRAIN.EVAL_PERIOD", "RUNNER.SCHEDULE_UNIT")),
     (_optimizer, ("SOLVER.",)),
-    (_views, ("DATA.", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
+    (_views, ("DATA.", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
     (_network, ("MODEL.", "RESNET.", "NETWORK.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),

@@ -45,7 +45,8 @@ class StopSignals:
     """Catches the scheduler's signals while it is entered; the handlers that were there before come back afterwards.
 
     A signal ends the work at once, by ``Stopped`` from wherever the program is, except while signals are ``held``.
-    Only the main thread can catch signals: entered in another one, this does nothing.
+    Only the main thread can catch signals: entered in another one, this does nothing. Ctrl-C interrupts as always,
+    also when Python drops the exception because it was raised inside of a destructor: ``raise_if_interrupted``.
 
     Attributes:
         received: Number of the first signal that came, 0 before.
@@ -53,6 +54,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._interrupted = False
         self._held = False
         self._process = 0
         self._before: dict[int, object] = {}
@@ -62,6 +64,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             numbers = [int(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)]
             self._before = {number: signal.signal(number, self._note) for number in numbers}
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the program has its own way
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
@@ -70,6 +74,8 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before = {}
+        if error is None:
+            self.raise_if_interrupted()
         if isinstance(error, RuntimeError) and self.received and distributed.world_size() > 1:
             # The signal came to all ranks: those that have left already make the collectives of this one fail.
             stopped = Stopped(self.received)
@@ -94,7 +100,17 @@ class StopSignals:
         except Stopped as stopped:
             stopped.what = what
             raise
-        self.raise_if_received(what)  # Python drops what a handler raises inside of a destructor
+        self.raise_if_interrupted()  # Python drops what a handler raises inside of a destructor
+        self.raise_if_received(what)
+
+    def raise_if_interrupted(self) -> None:
+        """Act on a Ctrl-C whose exception was lost.
+
+        Raises:
+            KeyboardInterrupt: There was one.
+        """
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def raise_if_received(self, what: str = "") -> None:
         """Act on a signal that came while signals were held."""
@@ -108,6 +124,10 @@ class StopSignals:
             yield
         finally:
             self._held = before
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process or self.received:

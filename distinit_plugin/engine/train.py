@@ -367,7 +367,9 @@ class Trainer:
 
         Raises:
             Stopped: A signal came.
+            KeyboardInterrupt: Ctrl-C came.
         """
+        self._stop.raise_if_interrupted()
         due = self._checkpointer is not None and self._checkpointer.resume_state_is_due()
         received, due = self._agreement.ask(self.step, signal_number=self._stop.received, save=due, at_once=last)
         if received or due:

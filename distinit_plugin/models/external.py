@@ -68,6 +68,8 @@ class ExternalNetwork(VideoNetwork):
             UserError: An unknown name, or an input that the network cannot take.
         """
         super().__init__(input)
+        if input.modality != "rgb":
+            raise UserError(f"NETWORK.MODALITY is {input.modality}, but {name} takes rgb only. Use rgb.")
         self.name = name
         self.dropout_rate = dropout
         self.model = _build(name, input)

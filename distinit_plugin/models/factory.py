@@ -10,7 +10,7 @@ from torch import nn
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.external import ExternalNetwork
 from distinit_plugin.models.network import InputSpec, VideoNetwork
-from distinit_plugin.registry import MODELS, lookup
+from distinit_plugin.registry import MODELS, lookup, near_matches
 
 SWITCHES: dict[str, tuple[str, object]] = {
     "depth": ("RESNET.DEPTH", 18),
@@ -27,12 +27,8 @@ def build_network(
     *,
     num_classes: int,
     input: InputSpec,
-    depth: int = 18,
-    width: int = 64,
-    variant: str = "vmz",
-    stem_pool: bool = False,
-    temporal_padding: str = "zeros",
     dropout: float = 0.0,
+    **switches: object,
 ) -> VideoNetwork:
     """Build a network with random weights.
 
@@ -41,12 +37,9 @@ def build_network(
             ``torchvision/NAME`` or ``pytorchvideo/NAME``.
         num_classes: K; 0: no classifier, ``logits`` are ``None``.
         input: The clip that the network is fed.
-        depth: Layers of a residual network.
-        width: Channels of its first stage.
-        variant: ``vmz`` or ``torchvision``.
-        stem_pool: Max pool after the stem.
-        temporal_padding: ``zeros`` or ``replicate``.
         dropout: Dropped fraction before the classifier, [0, 1).
+        switches: Of :data:`SWITCHES`, as the network's own class describes them. Those that it does not have may be
+            given at their neutral value.
 
     Raises:
         UserError: An unknown name, a switch that this network does not have, or a value outside its range.
@@ -57,20 +50,19 @@ def build_network(
         raise UserError(f"MODEL.NUM_CLASSES is {num_classes}. Allowed: 0 (no classifier) and above.")
     if input.num_frames < 1:
         raise UserError(f"DATA.NUM_FRAMES is {input.num_frames}. Allowed: 1 and above.")
-    given = {
-        "depth": depth,
-        "width": width,
-        "variant": variant,
-        "stem_pool": stem_pool,
-        "temporal_padding": temporal_padding,
-    }
+    unknown = [switch for switch in switches if switch not in SWITCHES]
+    if unknown:
+        raise UserError(
+            f"no network has a switch named '{unknown[0]}'.{near_matches(unknown[0], list(SWITCHES))} "
+            f"Known: {', '.join(SWITCHES)}."
+        )
     external = "/" in name
     builder: type[nn.Module] = ExternalNetwork if external else lookup(MODELS, name, "MODEL.MODEL_NAME")
     accepted = inspect.signature(builder).parameters
     for switch, (key, neutral) in SWITCHES.items():
-        if switch not in accepted and given[switch] != neutral:
-            raise UserError(f"{key} is {given[switch]!r}, but {name} has no such switch. Leave it at {neutral!r}.")
+        if switch not in accepted and switches.get(switch, neutral) != neutral:
+            raise UserError(f"{key} is {switches[switch]!r}, but {name} has no such switch. Leave it at {neutral!r}.")
     if external:
         return ExternalNetwork(name, num_classes=num_classes, input=input, dropout=dropout)
-    switches = {switch: value for switch, value in given.items() if switch in accepted}
-    return cast(VideoNetwork, builder(num_classes=num_classes, input=input, dropout=dropout, **switches))
+    own = {switch: value for switch, value in switches.items() if switch in accepted}
+    return cast(VideoNetwork, builder(num_classes=num_classes, input=input, dropout=dropout, **own))

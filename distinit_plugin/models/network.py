@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as functional
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.registry import near_matches
-from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
+from distinit_plugin.types import LayerInfo, Modality, ModelOutput, Split, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class InputSpec:
         test_crop_size: Height and width in validation and test, pixels.
         mean: Per-channel mean, in units of [0, 1].
         std: Per-channel standard deviation, in units of [0, 1].
+        modality: ``rgb`` (3 channels) or ``flow`` (u and v).
+
+    Raises:
+        UserError: ``mean`` or ``std`` have another number of channels than ``modality``.
     """
 
     num_frames: int = 8
@@ -38,12 +43,28 @@ class InputSpec:
     test_crop_size: int = 112
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    modality: Modality = "rgb"
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        check_choice("NETWORK.MODALITY", self.modality, get_args(Modality))
+        for key, values in (("DATA.MEAN", self.mean), ("DATA.STD", self.std)):
+            if len(values) != self.channels:
+                raise UserError(
+                    f"{key} has {len(values)} entries, but {self.modality} has {self.channels} channels: give one for "
+                    "each (NETWORK.MODALITY flow has u and v)."
+                )
+
+    @property
+    def channels(self) -> int:
+        """C of the clip."""
+        return 3 if self.modality == "rgb" else 2
 
     def view_specs(self, split: Split) -> dict[str, ViewSpec]:
-        """One view named ``rgb``: the clip itself."""
+        """One view, named by its modality: the clip itself."""
         return {
-            "rgb": ViewSpec(
-                modality="rgb",
+            self.modality: ViewSpec(
+                modality=self.modality,
                 num_frames=self.num_frames,
                 sampling_rate=self.sampling_rate,
                 target_fps=self.target_fps,
@@ -56,7 +77,7 @@ class InputSpec:
 
 
 class VideoNetwork(nn.Module):
-    """Base of the networks that see one RGB clip; implements the shared part of the ``Network`` contract.
+    """Base of the networks that see one clip; implements the shared part of the ``Network`` contract.
 
     A subclass fills in :meth:`forward`, :meth:`reset_classifier`, :attr:`layers` and :attr:`feature_dim`.
     """
@@ -82,7 +103,7 @@ class VideoNetwork(nn.Module):
         raise NotImplementedError
 
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
-        """The views that ``forward`` expects: ``rgb``."""
+        """The views that ``forward`` expects: one, ``rgb`` or ``flow``."""
         return self.input.view_specs(split)
 
     def forward(

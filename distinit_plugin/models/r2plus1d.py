@@ -53,7 +53,7 @@ class R2Plus1D(ResidualNetwork):
         layout = Layout(cast(Variant, variant), cast(TemporalPadding, temporal_padding))
         mid_channels = max(1, round(STEM_MID_CHANNELS * width / 64))
         stem = nn.Sequential(
-            layout.conv(3, mid_channels, (1, 7, 7), (1, 2, 2)),
+            layout.conv(input.channels, mid_channels, (1, 7, 7), (1, 2, 2)),
             layout.norm(mid_channels),
             nn.ReLU(inplace=True),
             layout.conv(mid_channels, width, (3, 1, 1), (1, 1, 1)),

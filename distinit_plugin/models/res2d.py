@@ -40,7 +40,7 @@ class Res2D(TrunkNetwork):
         check_choice("RESNET.DEPTH", depth, list(STAGE_DEPTHS))
         check_width(width)
         super().__init__(input)
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(input.channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -64,8 +64,8 @@ class Res2D(TrunkNetwork):
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
-        """Run on ``views["rgb"]``, normalised (B,3,T,H,W) with any T; taps are (B,C,T,H',W')."""
-        clip = views["rgb"]
+        """Run on the clip (``rgb`` or ``flow``), normalised (B,C,T,H,W) with any T; taps are (B,C,T,H',W')."""
+        clip = views[self.input.modality]
         batch_and_time = (clip.shape[0], clip.shape[2])
         feature_map, kept = self.run_trunk(clip.transpose(1, 2).flatten(0, 1), taps)
         per_frame = feature_map.mean(dim=(2, 3)).unflatten(0, batch_and_time)

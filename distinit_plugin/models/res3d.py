@@ -49,7 +49,9 @@ class Res3D(ResidualNetwork):
         """
         check_switches(depth, width, variant, temporal_padding)
         layout = Layout(cast(Variant, variant), cast(TemporalPadding, temporal_padding))
-        stem = nn.Sequential(layout.conv(3, width, (3, 7, 7), (1, 2, 2)), layout.norm(width), nn.ReLU(inplace=True))
+        stem = nn.Sequential(
+            layout.conv(input.channels, width, (3, 7, 7), (1, 2, 2)), layout.norm(width), nn.ReLU(inplace=True)
+        )
         super().__init__(
             stem=stem,
             stem_pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if stem_pool else nn.Identity(),

@@ -146,8 +146,8 @@ class ResidualNetwork(TrunkNetwork):
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
-        """Run on ``views["rgb"]``, normalised (B,3,T,H,W)."""
-        feature_map, kept = self.run_trunk(views["rgb"], taps)
+        """Run on the clip (``rgb`` or ``flow``), normalised (B,C,T,H,W)."""
+        feature_map, kept = self.run_trunk(views[self.input.modality], taps)
         features = global_average(feature_map)
         return ModelOutput(self.classify(features), features, kept)
 
