@@ -26,3 +26,26 @@ def assets() -> Path:
 def videos(tmp_path_factory) -> Path:
     """The small corpora of ``write_videos``; no test may change them."""
     return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+SLOWEST_FIRST = (
+    "test_launch",
+    "test_resuming",
+    "test_runs_ranks",
+    "test_ranks_exact",
+    "test_bad_machines",
+    "test_runs_formats",
+    "test_convolutions",
+    "test_models",
+    "test_soak",
+)
+"""Files that keep a process busy for long: begun last, they would leave the others idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first (``--no-loadscope-reorder`` keeps pytest-xdist from changing that)."""
+
+    def place(item: pytest.Item) -> int:
+        return SLOWEST_FIRST.index(item.path.stem) if item.path.stem in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+    items.sort(key=place)

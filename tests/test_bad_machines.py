@@ -27,9 +27,14 @@ def start(words: Sequence[str], shell: str = 'exec "$@"') -> subprocess.Popen[st
     """The command line in a process group of its own, started by a line of a shell."""
     command = ["bash", "-c", shell, "-", sys.executable, "-m", "distinit_plugin.cli", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    # A shell's background job has Ctrl-C switched off, and its children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -26,6 +26,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """Ctrl-C as in a terminal: a shell's background job has it switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
@@ -279,7 +287,7 @@ def test_without_a_folder_a_signal_just_ends_the_loop():
 
 
 # --------------------------------------------------------------------------------------------------- several ranks
-_RANK = """
+_RANK = r"""
 import sys, time
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.signals import Agreement
@@ -293,7 +301,7 @@ for step in range(1, 400):
     answer = agreement.ask(step, signal_number=number, save=rank == 1, at_once=step == 7)
     if answer != (0, False):
         break
-print(rank, step, *answer, len(calls), flush=True)
+sys.stdout.write(f"{rank} {step} {answer[0]} {answer[1]} {len(calls)}\n")  # at once: the ranks share the pipe
 distributed.stop()
 """
 

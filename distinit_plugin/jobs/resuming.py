@@ -14,7 +14,7 @@ from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.state import RunState
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import UserError, WeightsError, shown
 from distinit_plugin.jobs.session import Session
 from distinit_plugin.video.check import inspect_video
 from distinit_plugin.video.isolated import Crash, run_isolated
@@ -226,7 +226,7 @@ def changes(before: CfgNode, now: CfgNode) -> dict[str, str]:
         if key.startswith(HARMLESS) or old.get(key) == new.get(key):
             continue
         if key in old and key in new:
-            changed[key] = f"{old[key]!r} → {new[key]!r}"
+            changed[key] = f"{shown(old[key])} → {shown(new[key])}"
         else:
             changed[key.rpartition(".")[0]] = "there → not there" if key in old else "not there → there"
     return changed
