@@ -44,15 +44,20 @@ def _decode_all(path, keep):
 
 def _assert_equals_full_decode(path, seed=0):
     rng = np.random.default_rng(seed)
-    with open_video(path) as reader:
+    cache = IndexCache()
+    with open_video(path, cache=cache) as reader:
         last = reader.index.num_frames - 1
         keys = reader.index.key_positions[1:3].tolist()
         chosen = [0, last // 2, last, *keys, *(key - 1 for key in keys), *rng.integers(0, last + 1, 2).tolist()]
         one_by_one = {number: reader.read([number])[0] for number in chosen}
         together = reader.read(chosen)
+    with open_video(path, cache=cache) as known:  # opened without decoding anything
+        assert np.array_equal(known.read(chosen), together)
     count, kept = _decode_all(path, set(chosen))
     assert last + 1 == count
     for place, number in enumerate(chosen):
+        with open_video(path, cache=cache) as known:
+            assert np.array_equal(known.read([number])[0], kept[number]), f"frame {number} of a known file"
         assert np.array_equal(one_by_one[number], kept[number]), f"frame {number} alone"
         assert np.array_equal(together[place], kept[number]), f"frame {number} among others"
     return reader.index
@@ -198,6 +203,20 @@ def test_a_seek_that_goes_too_far_is_noticed(tmp_path):
         assert frame_numbers(reader.read([10, 20])) == [10, 20]
 
 
+def test_a_known_file_is_opened_in_the_long_way_when_the_short_one_misses_a_frame(tmp_path, monkeypatch):
+    path, cache = write_video(tmp_path / "a.mp4", 30), IndexCache()
+    with open_video(path, cache=cache) as reader:
+        expected = reader.read([3, 9, 20])
+    counter = _Counter(monkeypatch)
+    with open_video(path, cache=cache) as reader:
+        assert np.array_equal(reader.read([3, 9, 20]), expected)
+    assert [options.get("codec_whitelist") for options in counter.options] == ["none"]
+    monkeypatch.setattr(VideoReader, "_frames_from", lambda *_: iter(()))
+    with open_video(path, cache=cache) as reader:
+        assert np.array_equal(reader.read([3, 9, 20]), expected)
+    assert [options.get("codec_whitelist") for options in counter.options[1:]] == ["none", None]
+
+
 def test_order_and_repeats_are_kept(tmp_path):
     path = write_video(tmp_path / "a.mp4", 30)
     with open_video(path) as reader:
@@ -221,6 +240,7 @@ class _Counter:
 
     def __init__(self, monkeypatch):
         self.opened, self.closed, self.converted = 0, 0, 0
+        self.options: list[dict[str, str]] = []
         real_open, real_convert = av.open, VideoReader._convert
         counter = self
 
@@ -238,6 +258,7 @@ class _Counter:
         def counted_open(*args, **kwargs):
             container = real_open(*args, **kwargs)
             counter.opened += 1
+            counter.options.append(kwargs["options"])
             return Container(container)
 
         def counted_convert(reader, frame):
