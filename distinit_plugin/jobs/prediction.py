@@ -69,16 +69,18 @@ def predict(
         videos = Mixture([Corpus("videos", listing)])
         named = build.view_specs(network, {}, "test")
         dataset = build.build_dataset(cfg, videos, named, "test", keep_index=False)
-        evaluation = evaluate(
-            session.place(network),
-            build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS),
-            finish=session.finisher(specs),
-            paths=list(paths),
-            labels=[0] * len(paths),  # not read: only the scores are
-            num_classes=cfg.MODEL.NUM_CLASSES,
-            class_names=class_names_of(names, cfg.MODEL.NUM_CLASSES),
-            autocast=session.precision.autocast,
-        )
+        loader = build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS)
+        with session.read(loader, "test") as batches:
+            evaluation = evaluate(
+                session.place(network),
+                batches,
+                finish=session.finisher(specs),
+                paths=list(paths),
+                labels=[0] * len(paths),  # not read: only the scores are
+                num_classes=cfg.MODEL.NUM_CLASSES,
+                class_names=class_names_of(names, cfg.MODEL.NUM_CLASSES),
+                autocast=session.precision.autocast,
+            )
     reasons = dict(evaluation.bad)
     predictions = []
     for path, scores, clips in zip(evaluation.paths, evaluation.scores, evaluation.clips, strict=True):
