@@ -46,6 +46,7 @@ def input_spec(cfg: CfgNode) -> InputSpec:
         mean=tuple(cfg.DATA.MEAN),
         std=tuple(cfg.DATA.STD),
         modality=cfg.NETWORK.MODALITY,
+        test_num_frames=cfg.CORPUS.TEST_NUM_FRAMES or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -202,6 +203,8 @@ def test_view_specs() -> None:
     network = build_network("Res3D", num_classes=2, input=spec, depth=10, width=4)
     train, test = network.view_specs("train")["rgb"], network.view_specs("test")["rgb"]
     assert (train.num_frames, train.sampling_rate, train.target_fps, train.pick) == (4, 2, 15.0, "clip")
+    longer = build_network("Res3D", num_classes=2, input=replace(spec, test_num_frames=10), depth=10, width=4)
+    assert [longer.view_specs(split)["rgb"].num_frames for split in ("train", "val", "test")] == [4, 4, 10]
     assert (train.crop_size, test.crop_size, network.view_specs("val")["rgb"].crop_size) == (56, 64, 64)
 
 
@@ -310,6 +313,8 @@ def test_external_convolutions_are_adopted() -> None:
         ("Res3D", {"dropout": 1.0}, SMALL, "MODEL.DROPOUT_RATE"),
         ("pytorchvideo/slowfast_r50", {}, InputSpec(num_frames=10), "divisible by 4"),
         ("torchvision/mvit_v2_s", {}, SMALL, "16 frames at 224 pixels"),
+        ("pytorchvideo/slowfast_r50", {}, InputSpec(test_num_frames=10), "divisible by 4"),
+        ("pytorchvideo/mvit_base_16x4", {}, InputSpec(16, test_num_frames=32), "CORPUS.TEST_NUM_FRAMES 32"),
         ("pytorchvideo/mvit_base_16x4", {}, InputSpec(train_crop_size=64, test_crop_size=96), "same number"),
     ],
 )

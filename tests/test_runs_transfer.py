@@ -275,6 +275,17 @@ def test_dense_clips_and_three_crops(videos, finetuned, tmp_path):
     assert not (output / "checkpoints").exists()
 
 
+def test_test_clips_may_be_longer_than_training_clips(videos, finetuned, tmp_path):
+    """12 frames, a dense clip of 6 frames, 2 apart, spans 11: it starts at 0 and at 1."""
+    sections = labelled(videos, TEST="test")
+    sections["CORPUS"] |= {"TEST_CLIPS": "dense", "TEST_NUM_FRAMES": 6}
+    weights = str(checkpoint(finetuned, 3))
+    test = {"ENABLE": True, "CHECKPOINT_FILE_PATH": weights}
+    evaluation = run(small_cfg(videos, tmp_path / "run", **sections, TRAIN={"ENABLE": False}, TEST=test)).evaluation
+    assert set(evaluation.clips.tolist()) == {2}
+    assert evaluation.top_k(1) == 1.0
+
+
 def test_test_alone_without_a_checkpoint_says_what_to_do(videos, tmp_path):
     cfg = small_cfg(
         videos, tmp_path / "run", **labelled(videos, TEST="test"), TRAIN={"ENABLE": False}, TEST={"ENABLE": True}

@@ -114,6 +114,7 @@ _C.CORPUS.TEST = CfgNode(new_allowed=True)  # the same for the test
 _C.CORPUS.SPLIT = 1  # split of UCF-101 and HMDB-51: 1, 2 or 3
 _C.CORPUS.TARGET_FPS = 0.0  # resample videos to this frame rate by their time stamps; 0: native frames
 _C.CORPUS.TEST_SCALE = 0  # short side from which test crops are cut, pixels; 0: DATA.TEST_CROP_SIZE
+_C.CORPUS.TEST_NUM_FRAMES = 0  # frames of a test clip, where they are others than in training; 0: DATA.NUM_FRAMES
 _C.CORPUS.TEST_CLIPS = "uniform"  # "uniform": TEST.NUM_ENSEMBLE_VIEWS clips; "dense": one every CORPUS.DENSE_STRIDE
 _C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
 _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad

@@ -187,6 +187,7 @@ RULES: dict[str, Rule] = {
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,
     "CORPUS.TEST_SCALE": number_or(0, "DATA.TEST_CROP_SIZE", _CROP),
+    "CORPUS.TEST_NUM_FRAMES": number_or(0, "DATA.NUM_FRAMES", _COUNT),
     "CORPUS.TEST_CLIPS": one_of("uniform", "dense"),
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),

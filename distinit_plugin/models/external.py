@@ -230,10 +230,16 @@ def _build(name: str, input: InputSpec) -> nn.Module:
 def _check_input(name: str, input: InputSpec) -> dict[str, Any]:
     """Builder arguments that depend on the clip; raises :class:`UserError` for a clip that cannot be taken."""
     frames, sizes = input.num_frames, {input.train_crop_size, input.test_crop_size}
-    if _is_slowfast(name) and frames % SLOWFAST_ALPHA:
+    test_frames = input.test_num_frames or frames
+    if "/mvit" in name and test_frames != frames:
         raise UserError(
-            f"{name} needs DATA.NUM_FRAMES divisible by {SLOWFAST_ALPHA} (its fast pathway has {SLOWFAST_ALPHA} frames "
-            f"for one of the slow pathway); it is {frames}."
+            f"{name} has weights for each position in the clip, so CORPUS.TEST_NUM_FRAMES {test_frames} must be "
+            f"DATA.NUM_FRAMES {frames}, or 0."
+        )
+    if _is_slowfast(name) and (frames % SLOWFAST_ALPHA or test_frames % SLOWFAST_ALPHA):
+        raise UserError(
+            f"{name} needs DATA.NUM_FRAMES and CORPUS.TEST_NUM_FRAMES divisible by {SLOWFAST_ALPHA} (its fast pathway has {SLOWFAST_ALPHA} frames "
+            f"for one of the slow pathway); they are {frames} and {test_frames}."
         )
     if name.startswith("torchvision/mvit") and (frames, sizes) != (
         TORCHVISION_MVIT_INPUT[0],

@@ -23,7 +23,7 @@ class InputSpec:
     """The clip that a network is fed.
 
     Attributes:
-        num_frames: Frames of the clip.
+        num_frames: Frames of the clip in training and validation.
         sampling_rate: Distance between neighbouring frames, in frames, after ``target_fps``.
         target_fps: Frame rate to which videos are resampled first; ``None``: native.
         train_crop_size: Height and width in training, pixels.
@@ -31,6 +31,8 @@ class InputSpec:
         mean: Per-channel mean, in units of [0, 1].
         std: Per-channel standard deviation, in units of [0, 1].
         modality: ``rgb`` (3 channels) or ``flow`` (u and v).
+        test_num_frames: Frames of the clip in the test, for networks that run on longer clips than they train on (I3D:
+            64, then 250); ``None``: ``num_frames``.
 
     Raises:
         UserError: ``mean`` or ``std`` have another number of channels than ``modality``.
@@ -44,6 +46,7 @@ class InputSpec:
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
     modality: Modality = "rgb"
+    test_num_frames: int | None = None
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
@@ -65,7 +68,7 @@ class InputSpec:
         return {
             self.modality: ViewSpec(
                 modality=self.modality,
-                num_frames=self.num_frames,
+                num_frames=(self.test_num_frames or self.num_frames) if split == "test" else self.num_frames,
                 sampling_rate=self.sampling_rate,
                 target_fps=self.target_fps,
                 pick="clip",
