@@ -87,7 +87,7 @@ def build(name: str, spec: InputSpec = SMALL, num_classes: int = 5, **switches: 
 
 
 def randomized(name: str, **switches: Any) -> VideoNetwork:
-    """A narrow network in float64 whose values all matter: random norms that fit the weights, temporal kernels, gates."""
+    """A narrow network in float64 whose values all matter: fitting norms, random temporal halves and gates."""
     network = build(name, **switches).double()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

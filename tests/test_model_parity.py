@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import googlenet, resnet18
 from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18, s3d
 
 from distinit_plugin.models import InputSpec, VideoNetwork, build_network
@@ -196,6 +196,41 @@ def test_torchvision_s3d(torchvision_s3d: nn.Module) -> None:
     assert difference(logits(small), reference) <= 1e-5
     assert difference(logits(small, padding="same"), reference) > 1e-2
     assert difference(logits(small, temporal_padding="replicate"), reference) > 1e-2
+
+
+def test_i3d_is_torchvision_googlenet_on_still_clips() -> None:
+    """Kernels repeated and divided, in the same order; the control: TensorFlow's padding."""
+    theirs = calibrated(
+        googlenet,
+        4,
+        3,
+        96,
+        96,
+        weights=None,
+        num_classes=10,
+        aux_logits=False,
+        init_weights=True,
+        transform_input=False,
+    )
+    theirs.double()  # calibrated random weights amplify rounding
+    frames = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        reference = theirs(frames)
+    difference = {}
+    for padding in ("symmetric", "same"):
+        ours = build_empty("I3D", padding=padding, temporal_padding="replicate", affine_norm=True)
+        target = ours.bare_state_dict()
+        inflated = {}
+        for (key, wanted), value in zip(target.items(), theirs.state_dict().values(), strict=True):
+            depth = wanted.shape[2] if wanted.dim() == 5 else 0
+            inflated[key] = value.unsqueeze(2).expand(-1, -1, depth, -1, -1) / depth if depth else value
+        ours.load_state_dict(inflated, strict=True, assign=True)
+        with torch.no_grad():
+            logits = ours.eval()({"rgb": frames.unsqueeze(2).expand(-1, -1, 16, -1, -1)}).logits
+        assert logits is not None
+        difference[padding] = float((logits - reference).abs().max() / reference.abs().max())
+    assert difference["symmetric"] <= 1e-9
+    assert difference["same"] > 1e-2
 
 
 def test_torchvision_image_weights() -> None:

@@ -28,6 +28,7 @@ NETWORK_SWITCHES = {
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
+INCEPTIONS = ("I3D", "S3DG")
 NETWORK_DEPTHS = {"R2Plus1D": (10, 18, 34), "Res2D": (10, 18, 34), "Res3D": (10, 18, 34)}
 """The networks that read RESNET.DEPTH → the depths that they have."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
