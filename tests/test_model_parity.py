@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import googlenet, resnet18
 from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18, s3d
 
 from distinit_plugin.models import InputSpec, VideoNetwork, build_network
@@ -20,29 +20,67 @@ from distinit_plugin.models.conv import Conv3d
 
 CLIP = InputSpec()
 
-PARAMETERS = [
-    ("Res3D", 18, "vmz", {400: 33_371_472, 51: 33_192_435, 101: 33_218_085, 365: 33_353_517, 1000: 33_679_272}),
-    ("Res3D", 18, "torchvision", {400: 33_371_472}),
-    ("Res3D", 34, "vmz", {400: 63_681_104}),
-    ("R2Plus1D", 18, "vmz", {400: 33_370_839, 51: 33_191_802, 101: 33_217_452, 365: 33_352_884, 1000: 33_678_639}),
+FLOW = InputSpec(mean=(0.5, 0.5), std=(0.25, 0.25), modality="flow")
+S3D = {  # torchvision's network
+    "padding": "symmetric",
+    "affine_norm": True,
+    "stem_frames": 7,
+    "separable_stem": True,
+    "temporal_norm": True,
+    "gating_from": "none",
+}
+
+
+def with_classifier(trunk: int, features: int) -> dict[int, int]:
+    """Classes → parameters, of a trunk and a linear classifier."""
+    return {classes: trunk + classes * (features + 1) for classes in (0, 51, 101, 400)}
+
+
+PARAMETERS: list[tuple[str, dict[str, Any], dict[int, int]]] = [
+    (
+        "Res3D",
+        {"depth": 18, "variant": "vmz"},
+        {400: 33_371_472, 51: 33_192_435, 101: 33_218_085, 365: 33_353_517, 1000: 33_679_272},
+    ),
+    ("Res3D", {"depth": 18, "variant": "torchvision"}, {400: 33_371_472}),
+    ("Res3D", {"depth": 34, "variant": "vmz"}, {400: 63_681_104}),
     (
         "R2Plus1D",
-        18,
-        "torchvision",
+        {"depth": 18, "variant": "vmz"},
+        {400: 33_370_839, 51: 33_191_802, 101: 33_217_452, 365: 33_352_884, 1000: 33_678_639},
+    ),
+    (
+        "R2Plus1D",
+        {"depth": 18, "variant": "torchvision"},
         {400: 31_505_325, 51: 31_326_288, 101: 31_351_938, 365: 31_487_370, 1000: 31_813_125},
     ),
-    ("R2Plus1D", 34, "vmz", {400: 63_697_175}),
-    ("R2Plus1D", 34, "torchvision", {400: 61_831_661}),
+    ("R2Plus1D", {"depth": 34, "variant": "vmz"}, {400: 63_697_175}),
+    ("R2Plus1D", {"depth": 34, "variant": "torchvision"}, {400: 61_831_661}),
+    ("S3DG", {}, {400: 9_518_848, 600: 9_723_848, **with_classifier(9_108_848, 1024)}),
+    ("S3DG", {"input": FLOW}, with_classifier(9_509_440 - 400 * 1025, 1024)),
+    ("S3DG", {"affine_norm": True}, {400: 9_526_128}),
+    ("S3DG", {"stem_frames": 7}, {400: 9_556_480}),
+    ("S3DG", {"gating_from": "none"}, {400: 8_299_520}),
+    ("S3DG", {"gating_from": "none", "stem_frames": 7}, {400: 8_337_152}),
+    ("S3DG", {**S3D, "gating_from": "2C"}, {400: 9_539_376}),
+    ("S3DG", {"temporal_norm": True, "affine_norm": True}, {400: 9_529_392}),
+    ("S3DG", S3D, {400: 8_320_048}),
+    ("S3DG", {"temporal_from": "3B", "gating_from": "3B"}, {400: 9_371_200}),
+    ("I3D", {}, with_classifier(12_689_984 - 400 * 1025, 1024)),
+    ("I3D", {"input": FLOW}, with_classifier(12_668_032 - 400 * 1025, 1024)),
+    ("I3D", {"affine_norm": True}, {400: 12_697_264}),
+    ("I3D", {"affine_norm": True, "input": FLOW}, {400: 12_675_312}),
 ]
+"""Network, switches, classes → parameters, as published or counted on the published code."""
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "variant", "num_classes", "count"),
-    [(name, depth, variant, k, count) for name, depth, variant, counts in PARAMETERS for k, count in counts.items()],
+    ("name", "switches", "num_classes", "count"),
+    [(name, switches, k, count) for name, switches, counts in PARAMETERS for k, count in counts.items()],
 )
-def test_parameter_counts(name: str, depth: int, variant: str, num_classes: int, count: int) -> None:
+def test_parameter_counts(name: str, switches: dict[str, Any], num_classes: int, count: int) -> None:
     with torch.device("meta"):
-        network = build_network(name, num_classes=num_classes, input=CLIP, depth=depth, variant=variant)
+        network = build_network(name, **{"num_classes": num_classes, "input": CLIP, **switches})
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
@@ -122,6 +160,77 @@ def test_external_torchvision(name: str, builder: Callable[..., nn.Module], shap
     assert set(ours.bare_state_dict()) == set(theirs.state_dict())
     assert largest_difference(ours, theirs, clip, reference) <= 1e-5
     assert largest_difference(ours, theirs, clip.flip(2), reference) > 1e-3  # the control: another clip
+
+
+@pytest.fixture(scope="module")
+def torchvision_s3d() -> nn.Module:
+    return calibrated(s3d, 2, 3, 16, 64, 64, weights=None, num_classes=10)
+
+
+def test_torchvision_s3d(torchvision_s3d: nn.Module) -> None:
+    """Both state dicts have the same entries in the same order, under other names."""
+    theirs = torchvision_s3d.state_dict()
+    keys = list(build_empty("S3DG", **S3D).bare_state_dict())
+    assert len(keys) == len(theirs) == 464
+    renamed = dict(zip(keys, theirs.values(), strict=True))
+    renamed["fc.weight"] = renamed["fc.weight"].flatten(1)
+
+    def logits(clip: Tensor, **switches: Any) -> Tensor:
+        ours = build_empty("S3DG", **{**S3D, **switches})
+        ours.load_state_dict(renamed, strict=True, assign=True)
+        with torch.no_grad():
+            output = ours.eval()({"rgb": clip}).logits
+        assert output is not None
+        return output
+
+    def difference(found: Tensor, reference: Tensor) -> float:
+        return float((found - reference).abs().max() / reference.abs().max())
+
+    clip = torch.randn(1, 3, 22, 224, 224)  # the smallest clip with two positions of their 2×7×7 pool
+    with torch.no_grad():
+        assert difference(logits(clip), torchvision_s3d(clip)) <= 1e-5
+        small = clip[:, :, :16, :64, :64]
+        trunk = torchvision_s3d.get_submodule("features")(small)
+        head = torchvision_s3d.get_submodule("classifier")
+        reference = head(trunk.mean(dim=(2, 3, 4), keepdim=True)).flatten(1)
+    assert difference(logits(small), reference) <= 1e-5
+    assert difference(logits(small, padding="same"), reference) > 1e-2
+    assert difference(logits(small, temporal_padding="replicate"), reference) > 1e-2
+
+
+def test_i3d_is_torchvision_googlenet_on_still_clips() -> None:
+    """Kernels repeated and divided, in the same order; the control: TensorFlow's padding."""
+    theirs = calibrated(
+        googlenet,
+        4,
+        3,
+        96,
+        96,
+        weights=None,
+        num_classes=10,
+        aux_logits=False,
+        init_weights=True,
+        transform_input=False,
+    )
+    theirs.double()  # calibrated random weights amplify rounding
+    frames = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        reference = theirs(frames)
+    difference = {}
+    for padding in ("symmetric", "same"):
+        ours = build_empty("I3D", padding=padding, temporal_padding="replicate", affine_norm=True)
+        target = ours.bare_state_dict()
+        inflated = {}
+        for (key, wanted), value in zip(target.items(), theirs.state_dict().values(), strict=True):
+            depth = wanted.shape[2] if wanted.dim() == 5 else 0
+            inflated[key] = value.unsqueeze(2).expand(-1, -1, depth, -1, -1) / depth if depth else value
+        ours.load_state_dict(inflated, strict=True, assign=True)
+        with torch.no_grad():
+            logits = ours.eval()({"rgb": frames.unsqueeze(2).expand(-1, -1, 16, -1, -1)}).logits
+        assert logits is not None
+        difference[padding] = float((logits - reference).abs().max() / reference.abs().max())
+    assert difference["symmetric"] <= 1e-9
+    assert difference["same"] > 1e-2
 
 
 def test_torchvision_image_weights() -> None:

@@ -27,6 +27,8 @@ REGISTERED: dict[str, tuple[dict[str, Any], InputSpec]] = {
     "Res3D": ({"depth": 18, "width": 8}, SMALL),
     "R2Plus1D": ({"depth": 18, "width": 8}, SMALL),
     "Res2D": ({"depth": 10, "width": 8}, SMALL),
+    "I3D": ({"width": 8}, SMALL),
+    "S3DG": ({"width": 8}, SMALL),
 }
 EXTERNAL = [
     "torchvision/mc3_18",
@@ -118,13 +120,30 @@ def check_classifier(network: VideoNetwork, clip: Tensor) -> None:
     assert not any(key.startswith(("model.", "projection.w", "projection.b")) for key in after)
 
 
-@pytest.mark.parametrize("name", ["Res3D", "R2Plus1D", "Res2D"])
+@pytest.mark.parametrize("name", ["Res3D", "R2Plus1D", "Res2D", "I3D", "S3DG"])
 def test_every_parameter_learns(name: str) -> None:
     network, clip = build_small(name)
     logits = network({"rgb": clip}).logits
     assert logits is not None
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["Res3D", "R2Plus1D", "Res2D", "I3D", "S3DG"])
+def test_flow_networks(name: str) -> None:
+    """Two channels under the name of their own; everything but the stem is the RGB network's."""
+    switches, spec = REGISTERED[name]
+    rgb = build_network(name, num_classes=NUM_CLASSES, input=spec, **switches).bare_state_dict()
+    flow_spec = replace(spec, modality="flow", mean=(0.5, 0.5), std=(0.25, 0.25))
+    network = build_network(name, num_classes=NUM_CLASSES, input=flow_spec, **switches)
+    assert list(network.view_specs("train")) == ["flow"]
+    shapes = {key: value.shape for key, value in network.bare_state_dict().items()}
+    (stem,) = (key for key, value in rgb.items() if value.shape != shapes[key])
+    assert shapes[stem] == (rgb[stem].shape[0], 2, *rgb[stem].shape[2:])
+    view = network.view_specs("train")["flow"]
+    assert view.num_frames is not None
+    clip = torch.randn(2, 2, view.num_frames, view.crop_size, view.crop_size)
+    check_shapes(network, clip, network({"flow": clip}, taps=list(network.layers)))
 
 
 @pytest.mark.parametrize("name", ALL_EXTERNAL)

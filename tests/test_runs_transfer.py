@@ -294,6 +294,26 @@ def test_test_alone_without_a_checkpoint_says_what_to_do(videos, tmp_path):
         run(cfg)
 
 
+@pytest.mark.parametrize("name", ["I3D", "S3DG"])
+def test_inception_networks_train_and_test(name, videos, tmp_path):
+    cfg = small_cfg(
+        videos,
+        tmp_path / "run",
+        **labelled(videos, TRAIN="train", TEST="test"),
+        MODEL={"MODEL_NAME": name, "DROPOUT_RATE": 0.2},
+        RESNET={"DEPTH": 18},
+        RUNNER={"CLIPS_PER_EPOCH": 4},
+        TEST={"ENABLE": True},
+    )
+    result = run(cfg)
+    assert result.training.steps == 1
+    assert result.evaluation.scores.shape == (6, 2)
+    assert np.isfinite(result.evaluation.scores).all()
+    trained = weights_of(tmp_path / "run")
+    assert any(key.endswith("Mixed_4f.b1b.bn.bias") for key in trained)
+    assert all(value.any() for key, value in trained.items() if key.endswith("bn.bias"))  # it learns without a factor
+
+
 @pytest.mark.parametrize("name", ["torchvision/mc3_18", "pytorchvideo/x3d_s"])
 def test_networks_of_other_libraries_run_by_name(name, videos, tmp_path):
     if name.startswith("pytorchvideo"):

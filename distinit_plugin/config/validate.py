@@ -18,6 +18,7 @@ from distinit_plugin.config.rules import (
     TEACHER_RULES,
     Rule,
 )
+from distinit_plugin.config.validate_networks import layer_problems, separable_problems
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
@@ -357,6 +358,8 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
     (_network, ("MODEL.", "RESNET.", "NETWORK.")),
+    (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
+    (separable_problems, ("MODEL.", "NETWORK.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
