@@ -23,8 +23,6 @@ RESNET.DEPTH and NETWORK.WIDTH.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,50 +30,11 @@ from typing import Any
 
 import torch
 from common import ROUNDS, Spread, environment, interleave, ratio, spread, table, verdict
+from processes import Variant
 
 CPU_VARIANTS = ("loop", "parts", "weight", "skip")
 GPU_VARIANTS = ("loop", "compiled", "parts", "plain", "autocast")
 WORKER = Path(__file__).with_name("training_variants.py")
-
-
-class Variant:
-    """A process that makes one step whenever it is told to."""
-
-    def __init__(self, name: str, arguments: Sequence[str]) -> None:
-        """Start it; it answers when it is ready."""
-        command = [sys.executable, str(WORKER), name, *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._answer()
-
-    def step(self) -> None:
-        """One training step; returns when it is done."""
-        self._ask("step")
-
-    def close(self) -> dict[str, Any]:
-        """End the process; returns what it has to say at its end."""
-        last = self._ask("end")
-        self._process.wait(timeout=60)
-        return last
-
-    def kill(self) -> None:
-        """End the process in any state."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def _ask(self, word: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("answer: "):
-                answer: dict[str, Any] = json.loads(line.removeprefix("answer: "))
-                return answer
-        raise SystemExit("a variant ended early; its error stands above.")
 
 
 def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_size: int) -> None:
@@ -83,7 +42,7 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     variants: dict[str, Variant] = {}
     try:
         for name in names:  # one after the other: two that start at once would measure each other
-            variants[name] = Variant(name, arguments)
+            variants[name] = Variant(WORKER, [name, *arguments])
         seconds = interleave({name: _stepper(variant) for name, variant in variants.items()}, rounds)
         last = {name: variant.close() for name, variant in variants.items()}
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import Built, serve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +26,6 @@ TEACHER = "IMAGENET"
 CONFIG = "configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml"
 NUM_FRAMES, STUDENT_SIZE, TEACHER_SIZE, NUM_CLASSES = 8, 112, 224, 1000
 PRODUCT_SIZE = 8192
-
-Built = tuple[Callable[[], object], dict[str, Any]]
-"""A step, and what is known of it: ``precision``, ``device``, perhaps ``check`` and ``flops``."""
 
 
 def random_clips(batch_size: int, num_frames: int, size: int) -> Tensor:
@@ -276,26 +273,9 @@ def main() -> int:
     parser.add_argument("--teacher", default="resnet50")
     parser.add_argument("--options", nargs="*", default=[])
     arguments = parser.parse_args()
-    pipe = sys.stdout
-
-    def answer(**values: Any) -> None:
-        print(f"answer: {json.dumps(values)}", file=pipe, flush=True)
-
-    # What others print goes to the standard error: the pipe is for answers.
-    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
-        step, facts = BUILDERS[arguments.variant](arguments, stack)
-        if arguments.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        answer(**facts)
-        for line in sys.stdin:
-            if line.strip() == "end":
-                answer(**last_words(arguments.device))
-                return 0
-            step()
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            answer()
-    return 0
+    return serve(
+        partial(BUILDERS[arguments.variant], arguments), partial(last_words, arguments.device), arguments.device
+    )
 
 
 if __name__ == "__main__":
