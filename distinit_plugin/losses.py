@@ -1,6 +1,6 @@
 """Losses as arithmetic: (student, target) → one number per example, always in fp32 or better.
 
-Shapes: student and a teacher's target are (B,K) or (B,K,T,H,W); further dimensions after the second are averaged per
+Shapes: student and a teacher's target are (B,K), (B,K,T) or (B,K,T,H,W); further dimensions after the second are averaged per
 example. Labels are (B,) int64. Every loss returns (B,).
 
 Equations are those of DistInit (arXiv 1901.09244): (1) the teacher's softmax with temperature τ, (2) the soft-target

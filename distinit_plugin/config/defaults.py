@@ -63,7 +63,7 @@ _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is bui
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
 
 _C.RESNET = CfgNode()
-_C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18 or 34
+_C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18, 34, 50, 101, 152; the first two: 16, 26 as well
 
 _C.BN = CfgNode()
 _C.BN.USE_PRECISE_STATS = False  # recompute BN statistics before validation, test and checkpoint
@@ -101,6 +101,8 @@ _C.NETWORK.VARIANT = "vmz"  # Res3D, R2Plus1D: "vmz" or "torchvision" (mid-plane
 _C.NETWORK.WIDTH = 64  # channels of the first stage; 64 is the papers'
 _C.NETWORK.STEM_POOL = False  # Res3D: 1×3×3 max-pool after conv1, as in the 2D ResNet (the paper's Res3D has none)
 _C.NETWORK.TEMPORAL_PADDING = "zeros"  # "zeros" or "replicate": padding in time
+_C.NETWORK.PADDING = "same"  # Inception networks: "same" is TensorFlow's, "symmetric" torchvision's (of GoogLeNet)
+_C.NETWORK.AFFINE_NORM = False  # gamma in the batch normalisation of Inception networks
 
 _C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
 _C.INIT.INFLATE_FROM = ""  # a 2D network ("torchvision/resnet18", "Res2D", …) whose weights are inflated; empty: off

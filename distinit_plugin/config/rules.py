@@ -11,15 +11,23 @@ from fvcore.common.registry import Registry
 from distinit_plugin.errors import shown
 from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
 
+_INCEPTION_2D = ("WIDTH", "PADDING", "AFFINE_NORM")
 NETWORK_SWITCHES = {
+    "C3D": ("WIDTH",),
+    "ConvLSTM": _INCEPTION_2D,
+    "Fused3D": _INCEPTION_2D,
     "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
     "Res2D": ("WIDTH",),
     "Res3D": ("VARIANT", "WIDTH", "STEM_POOL", "TEMPORAL_PADDING"),
+    "TwoStream": _INCEPTION_2D,
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
-NETWORK_DEPTHS = {"R2Plus1D": (10, 18, 34), "Res2D": (10, 18, 34), "Res3D": (10, 18, 34)}
+_VIDEO_DEPTHS = (10, 16, 18, 26, 34, 50, 101, 152)
+NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152), "Res3D": _VIDEO_DEPTHS}
 """The networks that read RESNET.DEPTH → the depths that they have."""
+TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
+"""The networks that see frames and flow side by side."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
 ACTION_LOSSES = ("cross_entropy",)
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
@@ -183,6 +191,7 @@ RULES: dict[str, Rule] = {
     "NETWORK.VARIANT": one_of("vmz", "torchvision"),
     "NETWORK.WIDTH": _COUNT,
     "NETWORK.TEMPORAL_PADDING": one_of("zeros", "replicate"),
+    "NETWORK.PADDING": one_of("same", "symmetric"),
     "INIT.TRAINABLE": one_of("all", "classifier"),
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,

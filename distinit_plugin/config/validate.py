@@ -16,6 +16,7 @@ from distinit_plugin.config.rules import (
     NETWORKS,
     RULES,
     TEACHER_RULES,
+    TWO_STREAM_NETWORKS,
     Rule,
 )
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
@@ -255,6 +256,13 @@ def _network(cfg: CfgNode) -> Problems:
         yield f"RESNET.DEPTH: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
     if "/" in name and cfg.NETWORK.MODALITY != "rgb":
         yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which takes rgb only. Use rgb."
+    if name in TWO_STREAM_NETWORKS and cfg.NETWORK.MODALITY != "rgb":
+        yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which sees frames and flow. Leave it at rgb."
+    elif name in TWO_STREAM_NETWORKS and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
+        yield (
+            f"MODEL.MODEL_NAME: {name} sees optical flow beside frames. It can be built, described and loaded, but this "
+            "version makes no optical flow from videos. Train and test another network."
+        )
     if name in NETWORKS or "/" in name:
         for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
             if cfg.NETWORK[key] != defaults.NETWORK[key]:
