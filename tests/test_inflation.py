@@ -161,7 +161,7 @@ def test_refusals(image_network: nn.Module, build: object, message: str) -> None
 def test_bottlenecks_are_for_networks_of_bottlenecks() -> None:
     with torch.device("meta"):
         state = resnet50().state_dict()
-    with pytest.raises(UserError, match="same RESNET.DEPTH"):
+    with pytest.raises(UserError, match=r"same RESNET\.DEPTH"):
         inflate_state_dict(state, res3d())
 
 

@@ -74,7 +74,7 @@ class C3D(VideoNetwork):
             stride = 2 ** (int(name[4]) - 1)
             layers[name], channels = LayerInfo(outputs, stride, stride), outputs
         self._layers: Mapping[str, LayerInfo] = layers
-        hidden = FULLY_CONNECTED * width // 64
+        self._feature_dim = hidden = FULLY_CONNECTED * width // 64
         self.fc6 = _fully_connected(channels * FIXED_MAP[0] * FIXED_MAP[1] * FIXED_MAP[2], hidden)
         self.fc7 = _fully_connected(hidden, hidden)
         self.dropout_rate = dropout
@@ -92,7 +92,7 @@ class C3D(VideoNetwork):
     @property
     def feature_dim(self) -> int:
         """Outputs of the second fully connected layer."""
-        return self.fc7[0].out_features
+        return self._feature_dim
 
     @property
     def num_classes(self) -> int:
@@ -101,7 +101,7 @@ class C3D(VideoNetwork):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, self.fc7[0].weight)
+        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
 
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
@@ -146,7 +146,7 @@ def check_several_clips(network: nn.Module, view: Tensor, training: bool) -> Non
     """Raise :class:`UserError` when vectors are to be normalised over a batch of one."""
     if training and len(view) < 2:
         raise UserError(
-            f"{type(network).__name__} normalises vectors over the clips of a batch, so it cannot be trained on one clip "
-            "at a time. Give every micro-batch of a rank (TRAIN.BATCH_SIZE ÷ GPUs ÷ RUNNER.ACCUMULATE) 2 or more; with "
-            "a gate, set DISTILL.GATE weight."
+            f"{type(network).__name__} normalises vectors over the clips of a batch, so it cannot be trained on one "
+            "clip at a time. Give every micro-batch of a rank (TRAIN.BATCH_SIZE ÷ GPUs ÷ RUNNER.ACCUMULATE) 2 or more; "
+            "with a gate, set DISTILL.GATE weight."
         )

@@ -98,9 +98,9 @@ class NormalizedLSTM(nn.Module):
 class ConvLSTM(VideoNetwork):
     """Inception-v1 → global average of each frame → LSTM of 512 units → ``fc`` at each step.
 
-    Logits and features are those of the last step. In training ``logits_over_time`` has the logits of all steps, so that
-    losses on the network's own logits act at each of them. In the paper a clip is 25 frames, one in five at 25 frames
-    per second, and 50 in the test.
+    Logits and features are those of the last step. In training ``logits_over_time`` has the logits of all steps, so
+    that losses on the network's own logits act at each of them. In the paper a clip is 25 frames, one in five at 25
+    frames per second, and 50 in the test.
     """
 
     fc: nn.Linear | None

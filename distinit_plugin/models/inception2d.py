@@ -1,9 +1,9 @@
 """The 2D Inception-v1 trunk with batch normalisation that the Quo Vadis baselines run on frames and stacks of flow.
 
 Sources: C. Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842) table 1; S. Ioffe and C. Szegedy (arXiv
-1502.03167) for the normalisation; J. Carreira and A. Zisserman, "Quo Vadis" (arXiv 1705.07750) §2. The third branch of a
-block is 3×3, as in TF-slim's ``nets/inception_v1.py`` and torchvision's ``googlenet``, whose trunk this one equals with
-``padding="symmetric"`` and ``affine_norm``.
+1502.03167) for the normalisation; J. Carreira and A. Zisserman, "Quo Vadis" (arXiv 1705.07750) §2. The third branch of
+a block is 3×3, as in TF-slim's ``nets/inception_v1.py`` and torchvision's ``googlenet``, whose trunk this one equals
+with ``padding="symmetric"`` and ``affine_norm``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Res2D: torchvision's 2D ResNet, at any width, as a network that sees frames.
 
-Source: K. He et al. (arXiv 1512.03385); torchvision ``models/resnet.py``, whose ``resnet18`` … ``resnet152`` state dicts
-it loads at width 64. Bottlenecks have their stride in the 3×3 convolution, as there.
+Source: K. He et al. (arXiv 1512.03385); torchvision ``models/resnet.py``, whose ``resnet18`` … ``resnet152`` state
+dicts it loads at width 64. Bottlenecks have their stride in the 3×3 convolution, as there.
 """
 
 from __future__ import annotations

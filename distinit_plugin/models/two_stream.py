@@ -187,7 +187,7 @@ class Fused3D(TwoStreamNetwork):
     ) -> None:
         """Build; arguments and errors as for :class:`TwoStream`, in the paper with 5 frames, 10 apart."""
         super().__init__(input, width=width, padding=padding, affine_norm=affine_norm)
-        channels = scaled(FUSED_CHANNELS, width)
+        self._feature_dim = channels = scaled(FUSED_CHANNELS, width)
         conv = Conv3d(self.rgb.out_channels + self.flow.out_channels, channels, 3, padding=1, bias=False)
         nn.init.normal_(conv.weight, 0.0, NEW_LAYER_DEVIATION)
         norm = nn.BatchNorm3d(channels, eps=BATCH_NORM_EPS)
@@ -205,7 +205,7 @@ class Fused3D(TwoStreamNetwork):
     @property
     def feature_dim(self) -> int:
         """Channels of the fusion."""
-        return self.fusion[0].out_channels
+        return self._feature_dim
 
     @property
     def num_classes(self) -> int:
@@ -214,7 +214,7 @@ class Fused3D(TwoStreamNetwork):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, self.fusion[0].weight)
+        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
 
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
@@ -227,8 +227,8 @@ class Fused3D(TwoStreamNetwork):
         frames = {name: views[name].shape[2] for name in STREAMS}
         if len(set(frames.values())) > 1:
             raise UserError(
-                f"Fused3D joins its streams frame by frame, but rgb has {frames['rgb']} frames and flow {frames['flow']} "
-                "stacks. Give as many of both."
+                f"Fused3D joins its streams frame by frame, but rgb has {frames['rgb']} frames and flow "
+                f"{frames['flow']} stacks. Give as many of both."
             )
         rgb, flow, kept = self.run_streams(views, taps)
         fused = self.fusion(torch.cat([rgb, flow], dim=1))

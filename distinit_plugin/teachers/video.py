@@ -24,8 +24,8 @@ class NetworkTeacher(nn.Module):
         views = list(network.view_specs("test"))
         if views != ["rgb"]:
             raise UserError(
-                f"{type(network).__name__} sees {' and '.join(views)}, but a teacher is shown frames alone. Choose another "
-                "ARCH."
+                f"{type(network).__name__} sees {' and '.join(views)}, but a teacher is shown frames alone. Choose "
+                "another ARCH."
             )
         super().__init__()
         self.inner = network
