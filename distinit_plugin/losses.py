@@ -1,7 +1,7 @@
 """Losses as arithmetic: (student, target) → one number per example, always in fp32 or better.
 
-Shapes: student and a teacher's target are (B,K) or (B,K,T,H,W); further dimensions after the second are averaged per
-example. Labels are (B,) int64. Every loss returns (B,).
+Shapes: student and a teacher's target are (B,K), (B,K,T) or (B,K,T,H,W); further dimensions after the second are
+averaged per example. Labels are (B,) int64. Every loss returns (B,).
 
 Equations are those of DistInit (arXiv 1901.09244): (1) the teacher's softmax with temperature τ, (2) the soft-target
 cross-entropy. The mean of the logits over the picked frames in (1) is taken by the teacher.

@@ -27,7 +27,9 @@ class ViewSpec:
         target_fps: Frame rate to which the video is resampled first; ``None``: native.
         pick: ``clip``: the clip itself. ``center``, ``random``, ``uniform``: ``num_frames`` frames chosen from the
             frames of the student's clip.
-        stack: Flow frames folded into channels (Two-Stream: 10); 1 elsewhere.
+        stack: Consecutive frames folded into channels (flow of Two-Stream: 10); 1 elsewhere. Frame t of such a view is
+            the frames t, t + 1, … of the (resampled) video, one after the other along channels: channel 2k is u of the
+            k-th of them and 2k + 1 is v. ``mean`` and ``std`` have an entry for each channel.
         crop_size: Height and width of the view, pixels.
         mean: Per-channel mean, in units of [0, 1].
         std: Per-channel standard deviation, in units of [0, 1].
@@ -103,6 +105,7 @@ class ModelOutput(NamedTuple):
     logits: Tensor | None  # (B,K), always before softmax, in train and in eval; None without a classifier
     features: Tensor | None  # (B,D), pooled over space and time
     taps: dict[str, Tensor]  # the named layers that were asked for
+    logits_over_time: Tensor | None = None  # (B,K,T), in training, of a network whose losses act at every time step
 
 
 class StepOutput(NamedTuple):

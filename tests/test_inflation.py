@@ -73,6 +73,13 @@ def test_boring_video(image_network: nn.Module, image: Tensor) -> None:
     assert relative_error(network.float(), single, image.float()) <= 5e-5
 
 
+def test_boring_video_through_bottlenecks(image: Tensor) -> None:
+    flat = build_network("Res2D", num_classes=CLASSES, input=CLIP, depth=50, width=4).double().eval()
+    network = res3d(depth=50, width=4)
+    assert inflate_state_dict(flat.state_dict(), network).complete
+    assert relative_error(network, flat, image) <= 1e-10
+
+
 def test_boring_video_fails_as_documented(image_network: nn.Module, image: Tensor) -> None:
     padded = res3d(temporal_padding="zeros")
     inflate_state_dict(image_network.state_dict(), padded)
@@ -136,7 +143,7 @@ def test_other_number_of_classes(image_network: nn.Module) -> None:
     [
         (lambda: build_network("R2Plus1D", num_classes=2, input=CLIP), "no 2D counterpart.*Res3D.*DISTILL.TEACHERS"),
         (lambda: build_network("torchvision/r2plus1d_18", num_classes=2, input=CLIP), "no 2D counterpart"),
-        (lambda: res3d(depth=34), "only in 3D: layer1.2.*resnet34 for 34"),
+        (lambda: res3d(depth=34), "only in 3D: layer1.2.*resnet50 for 50"),
         (lambda: res3d(depth=10), "only in 2D: layer1.1"),
         (lambda: res3d(width=32), "of another shape: stem.0.weight"),
         (lambda: build_network("Res2D", num_classes=2, input=CLIP), "Res2D is not a 3D ResNet"),
@@ -151,10 +158,10 @@ def test_refusals(image_network: nn.Module, build: object, message: str) -> None
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_bottlenecks_are_refused() -> None:
+def test_bottlenecks_are_for_networks_of_bottlenecks() -> None:
     with torch.device("meta"):
         state = resnet50().state_dict()
-    with pytest.raises(UserError, match="basic blocks"):
+    with pytest.raises(UserError, match=r"same RESNET\.DEPTH"):
         inflate_state_dict(state, res3d())
 
 

@@ -24,11 +24,15 @@ NUM_CLASSES = 7
 SMALL = InputSpec(num_frames=8, train_crop_size=64, test_crop_size=64)
 
 REGISTERED: dict[str, tuple[dict[str, Any], InputSpec]] = {
+    "C3D": ({"width": 8}, SMALL),
+    "ConvLSTM": ({"width": 16}, InputSpec(num_frames=3, train_crop_size=64, test_crop_size=64)),
+    "Fused3D": ({"width": 16}, InputSpec(num_frames=2, train_crop_size=64, test_crop_size=64)),
     "Res3D": ({"depth": 18, "width": 8}, SMALL),
     "R2Plus1D": ({"depth": 18, "width": 8}, SMALL),
     "Res2D": ({"depth": 10, "width": 8}, SMALL),
     "I3D": ({"width": 8}, SMALL),
     "S3DG": ({"width": 8}, SMALL),
+    "TwoStream": ({"width": 16}, InputSpec(num_frames=2, train_crop_size=64, test_crop_size=64)),
 }
 EXTERNAL = [
     "torchvision/mc3_18",
@@ -48,14 +52,29 @@ ALL_EXTERNAL = [f"torchvision/{name}" for name in torchvision.models.list_models
 ]
 
 
-def build_small(name: str) -> tuple[VideoNetwork, Tensor]:
+def build_with_views(name: str) -> tuple[VideoNetwork, dict[str, Tensor]]:
     torch.manual_seed(0)
     switches, spec = REGISTERED.get(name, ({}, SMALL))
     network = build_network(name, num_classes=NUM_CLASSES, input=spec, **switches)
-    view = network.view_specs("train")["rgb"]
-    frames = view.num_frames
-    assert frames is not None
-    return network, torch.randn(2, 3, frames, view.crop_size, view.crop_size)
+    return network, random_views(network)
+
+
+def random_views(network: Network, batch_size: int = 2) -> dict[str, Tensor]:
+    """What the network's own specs ask for."""
+    views = {}
+    for view, spec in network.view_specs("train").items():
+        assert spec.num_frames is not None
+        channels = len(spec.mean)
+        assert channels == len(spec.std) == (3 if spec.modality == "rgb" else 2) * spec.stack
+        views[view] = torch.randn(batch_size, channels, spec.num_frames, spec.crop_size, spec.crop_size)
+    return views
+
+
+def build_small(name: str) -> tuple[VideoNetwork, Tensor]:
+    """A network that sees frames alone."""
+    network, views = build_with_views(name)
+    assert list(views) == ["rgb"]
+    return network, views["rgb"]
 
 
 def test_every_registered_network_is_tested() -> None:
@@ -64,10 +83,10 @@ def test_every_registered_network_is_tested() -> None:
 
 @pytest.mark.parametrize("name", [*REGISTERED, *EXTERNAL])
 def test_contract(name: str) -> None:
-    network, clip = build_small(name)
+    network, views = build_with_views(name)
     assert isinstance(network, Network)
-    output = network({"rgb": clip}, taps=list(network.layers))
-    check_shapes(network, clip, output)
+    output = network(views, taps=list(network.layers))
+    check_shapes(network, next(iter(views.values())), output)
     assert output.logits is not None
     check_not_probabilities(output.logits)
 
@@ -78,10 +97,11 @@ def test_contract(name: str) -> None:
 
     network.eval()
     with torch.no_grad():
-        evaluated = network({"rgb": clip}).logits
-    assert evaluated is not None
-    check_not_probabilities(evaluated)
-    check_classifier(network, clip)
+        evaluated = network(views)
+    assert evaluated.logits is not None
+    assert evaluated.logits_over_time is None
+    check_not_probabilities(evaluated.logits)
+    check_classifier(network, views)
 
 
 def check_shapes(network: VideoNetwork, clip: Tensor, output: Any) -> None:
@@ -98,15 +118,15 @@ def check_not_probabilities(logits: Tensor) -> None:
     assert (logits < 0).any()
 
 
-def check_classifier(network: VideoNetwork, clip: Tensor) -> None:
+def check_classifier(network: VideoNetwork, views: dict[str, Tensor]) -> None:
     before = network.bare_state_dict()
     network.reset_classifier(0)
     with torch.no_grad():
-        assert network({"rgb": clip}).logits is None
+        assert network(views).logits is None
     assert len(network.bare_state_dict()) == len(before) - 2
     network.reset_classifier(5)
     with torch.no_grad():
-        changed = network({"rgb": clip})
+        changed = network(views)
     assert changed.logits is not None
     assert changed.logits.shape == (2, 5)
     assert changed.features is not None
@@ -120,10 +140,10 @@ def check_classifier(network: VideoNetwork, clip: Tensor) -> None:
     assert not any(key.startswith(("model.", "projection.w", "projection.b")) for key in after)
 
 
-@pytest.mark.parametrize("name", ["Res3D", "R2Plus1D", "Res2D", "I3D", "S3DG"])
+@pytest.mark.parametrize("name", REGISTERED)
 def test_every_parameter_learns(name: str) -> None:
-    network, clip = build_small(name)
-    logits = network({"rgb": clip}).logits
+    network, views = build_with_views(name)
+    logits = network(views).logits
     assert logits is not None
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
@@ -326,9 +346,14 @@ def test_external_convolutions_are_adopted() -> None:
         ("Res2D", {"temporal_padding": "replicate"}, SMALL, "NETWORK.TEMPORAL_PADDING"),
         ("Res3D", {"temporal_padding": "reflect"}, SMALL, "NETWORK.TEMPORAL_PADDING"),
         ("torchvision/r3d_18", {"depth": 34}, SMALL, "RESNET.DEPTH"),
-        ("Res3D", {"depth": 19}, SMALL, "Allowed: 10, 18, 34"),
+        ("Res3D", {"depth": 19}, SMALL, "Allowed: 10, 16, 18, 26, 34, 50, 101, 152"),
+        ("Res2D", {"depth": 26}, SMALL, "Allowed: 10, 18, 34, 50, 101, 152"),
         ("Res3D", {"width": 0}, SMALL, "NETWORK.WIDTH"),
         ("Res3D", {"variant": "paper"}, SMALL, "'vmz', 'torchvision'"),
+        ("C3D", {"width": 0}, SMALL, "NETWORK.WIDTH"),
+        ("ConvLSTM", {"padding": "valid"}, SMALL, "'same', 'symmetric'"),
+        ("C3D", {"affine_norm": True}, SMALL, "NETWORK.AFFINE_NORM"),
+        ("TwoStream", {}, InputSpec(mean=(0.5,) * 2, std=(0.5,) * 2, modality="flow"), "NETWORK.MODALITY"),
         ("Res3D", {"dropout": 1.0}, SMALL, "MODEL.DROPOUT_RATE"),
         ("pytorchvideo/slowfast_r50", {}, InputSpec(num_frames=10), "divisible by 4"),
         ("torchvision/mvit_v2_s", {}, SMALL, "16 frames at 224 pixels"),

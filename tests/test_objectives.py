@@ -52,6 +52,18 @@ class LinearNetwork(nn.Module):
         return dict(self.state_dict())
 
 
+class StepNetwork(LinearNetwork):
+    """Answers at every frame; the answer to the clip is the last one."""
+
+    def forward(
+        self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
+    ) -> ModelOutput:
+        self.batch_sizes.append(len(views["rgb"]))
+        states = self.conv(views["rgb"]).mean((3, 4)).transpose(1, 2)
+        logits = self.fc(states)
+        return ModelOutput(logits[:, -1], states[:, -1], {}, logits.transpose(1, 2) if self.training else None)
+
+
 def frozen(network: LinearNetwork) -> LinearNetwork:
     return network.eval().requires_grad_(False)
 
@@ -238,6 +250,80 @@ def test_match_grid_averages_in_time_and_coarser_space_and_interpolates_finer_sp
     head = nn.Conv3d(3, 5, 1)
     grid = torch.zeros(2, 5, 3, 7, 2)
     torch.testing.assert_close(match_grid(head(clip), grid), head(match_grid(clip, grid)), rtol=1e-4, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------- logits over time
+def steps_and_teacher(gate: str = "weight", gate_mean: str = "all") -> Objective:
+    """A student of five classes that answers at every frame, beside a gated teacher of its own logits."""
+    student, teacher = StepNetwork(5), frozen(LinearNetwork(5, seed=1))
+    terms = [
+        Term("action", "logits", build_loss("cross_entropy")),
+        Term("A", "logits", build_loss("soft_cross_entropy"), 0.5, teacher="A", max_entropy=LIMITS["A"]),
+    ]
+    adapters = {"A": build_adapter("own", student, "logits", teacher, "logits")}
+    return Objective(student, terms, {"A": teacher}, adapters, gate=gate, gate_mean=gate_mean)
+
+
+@pytest.mark.parametrize("gate_mean", ["all", "kept"])
+def test_losses_act_at_every_time_step(gate_mean):
+    objective = steps_and_teacher(gate_mean=gate_mean)
+    views, labels = make_views(6), torch.tensor([0, 4, 2, 2, 1, 3])
+    output = objective(views, {"label": labels})
+    output.loss.backward()
+    found = gradients(objective)
+    objective.trainable.zero_grad()
+
+    student = objective.trainable.student
+    wanted = teacher_logits(objective, "A", views).softmax(1)
+    kept = entropy(teacher_logits(objective, "A", views)) < LIMITS["A"]
+    assert 0 < int(kept.sum()) < 6
+    action, distilled, right, agreeing = 0.0, 0.0, 0, 0
+    for example in range(6):
+        for frame in range(4):
+            pixels = views["student/rgb"][example, :, frame].double().mean((1, 2))
+            state = student.conv.weight.double()[:, :, 0, 0, 0] @ pixels + student.conv.bias.double()
+            log_probs = (student.fc.weight.double() @ state + student.fc.bias.double()).log_softmax(0)
+            action = action - log_probs[labels[example]] / 4
+            agreeing += int(log_probs.argmax() == wanted[example].argmax())
+            if kept[example]:
+                distilled = distilled - (wanted[example].double() * log_probs).sum() / 4
+        right += int(log_probs.argmax() == labels[example])
+    expected = action / 6 + 0.5 * distilled / (6 if gate_mean == "all" else int(kept.sum()))
+    expected.backward()
+    torch.testing.assert_close(output.loss.double(), expected)
+    torch.testing.assert_close(found, gradients(objective))
+    assert output.report["top1"] == pytest.approx(right / 6)  # of the last step
+    assert output.report["agreement/A"] == pytest.approx(agreeing / 24)
+
+
+def test_the_last_time_step_counts_in_evaluation():
+    objective = steps_and_teacher()
+    views, targets = make_views(6), {"label": torch.tensor([0, 4, 2, 2, 1, 3])}
+    every_step = objective(views, targets).terms["loss/action"]
+    objective.trainable.eval()
+    last = objective(views, targets).terms["loss/action"]
+    logits = objective.trainable.student({"rgb": views["student/rgb"]}).logits
+    torch.testing.assert_close(last, nn.functional.cross_entropy(logits, targets["label"]))
+    assert (every_step - last).abs() > 1e-3
+
+
+@pytest.mark.parametrize("gate", ["weight", "skip"])
+def test_micro_batches_of_time_steps_add_up(gate):
+    def steps(sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        objective = steps_and_teacher(gate, "kept")
+        views, labels, start, prepared = make_views(9), torch.arange(9) % 5, 0, []
+        for size in sizes:
+            part = slice(start, start := start + size)
+            prepared.append(objective.prepare(rows(views, part.start, part.stop), {"label": labels[part]}))
+        counts = combine_counts(prepared)
+        losses = [objective.step(item, counts).loss for item in prepared]
+        torch.stack(losses).sum().backward()
+        return torch.stack(losses).sum().detach(), gradients(objective)
+
+    loss, gradient = steps([9])
+    split_loss, split_gradient = steps([2, 6, 1])
+    torch.testing.assert_close(split_loss, loss)
+    torch.testing.assert_close(split_gradient, gradient)
 
 
 # --------------------------------------------------------------------------------------------------------------- gates

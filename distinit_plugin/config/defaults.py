@@ -63,7 +63,7 @@ _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is bui
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
 
 _C.RESNET = CfgNode()
-_C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18 or 34
+_C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18, 34, 50, 101, 152; the first two: 16, 26 as well
 
 _C.BN = CfgNode()
 _C.BN.USE_PRECISE_STATS = False  # recompute BN statistics before validation, test and checkpoint

@@ -11,26 +11,34 @@ from fvcore.common.registry import Registry
 from distinit_plugin.errors import shown
 from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
 
-_INCEPTION_SWITCHES = ("WIDTH", "TEMPORAL_PADDING", "PADDING", "AFFINE_NORM", "FULLY_CONVOLUTIONAL")
+_INCEPTION_2D = ("WIDTH", "PADDING", "AFFINE_NORM")
+_INCEPTION_3D = (*_INCEPTION_2D, "TEMPORAL_PADDING", "FULLY_CONVOLUTIONAL")
 NETWORK_SWITCHES = {
-    "I3D": _INCEPTION_SWITCHES,
+    "C3D": ("WIDTH",),
+    "ConvLSTM": _INCEPTION_2D,
+    "Fused3D": _INCEPTION_2D,
+    "I3D": _INCEPTION_3D,
     "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
     "Res2D": ("WIDTH",),
     "Res3D": ("VARIANT", "WIDTH", "STEM_POOL", "TEMPORAL_PADDING"),
     "S3DG": (
-        *_INCEPTION_SWITCHES,
+        *_INCEPTION_3D,
         "STEM_FRAMES",
         "SEPARABLE_STEM",
         "TEMPORAL_NORM",
         "TEMPORAL_FROM",
         "GATING_FROM",
     ),
+    "TwoStream": _INCEPTION_2D,
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
 INCEPTIONS = ("I3D", "S3DG")
-NETWORK_DEPTHS = {"R2Plus1D": (10, 18, 34), "Res2D": (10, 18, 34), "Res3D": (10, 18, 34)}
+_VIDEO_DEPTHS = (10, 16, 18, 26, 34, 50, 101, 152)
+NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152), "Res3D": _VIDEO_DEPTHS}
 """The networks that read RESNET.DEPTH → the depths that they have."""
+TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
+"""The networks that see frames and flow side by side."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
 ACTION_LOSSES = ("cross_entropy",)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")

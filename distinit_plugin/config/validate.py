@@ -16,6 +16,7 @@ from distinit_plugin.config.rules import (
     NETWORKS,
     RULES,
     TEACHER_RULES,
+    TWO_STREAM_NETWORKS,
     Rule,
 )
 from distinit_plugin.config.validate_networks import layer_problems, separable_problems
@@ -230,14 +231,15 @@ def _views(cfg: CfgNode) -> Problems:
             f"CORPUS.TEST_SCALE: {corpus.TEST_SCALE} is smaller than DATA.TEST_CROP_SIZE {data.TEST_CROP_SIZE}. "
             "Use at least the crop, or 0 for the crop itself."
         )
-    channels = 3 if cfg.NETWORK.MODALITY == "rgb" else 2
+    two_streams = cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS  # of their modality _network speaks
+    channels = 3 if cfg.NETWORK.MODALITY == "rgb" or two_streams else 2
     for key in ("MEAN", "STD"):
         if len(data[key]) != channels:
             yield (
                 f"DATA.{key}: {data[key]} has {len(data[key])} entries, but NETWORK.MODALITY {cfg.NETWORK.MODALITY} "
                 f"has {channels} channels. Give one entry for each."
             )
-    if cfg.NETWORK.MODALITY == "flow" and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
+    if cfg.NETWORK.MODALITY == "flow" and not two_streams and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
         yield (
             "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
             "flow from videos. Train and test with rgb."
@@ -256,6 +258,13 @@ def _network(cfg: CfgNode) -> Problems:
         yield f"RESNET.DEPTH: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
     if "/" in name and cfg.NETWORK.MODALITY != "rgb":
         yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which takes rgb only. Use rgb."
+    if name in TWO_STREAM_NETWORKS and cfg.NETWORK.MODALITY != "rgb":
+        yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which sees frames and flow. Leave it rgb."
+    elif name in TWO_STREAM_NETWORKS and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
+        yield (
+            f"MODEL.MODEL_NAME: {name} sees optical flow beside frames. It can be built, described and loaded, but "
+            "this version makes no optical flow from videos. Train and test another network."
+        )
     if name in NETWORKS or "/" in name:
         for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
             if cfg.NETWORK[key] != defaults.NETWORK[key]:
@@ -356,7 +365,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_hardware, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION", "BN.NORM_TYPE")),
     (_schedule, ("SOLVER.", "TRAIN.EVAL_PERIOD", "RUNNER.SCHEDULE_UNIT")),
     (_optimizer, ("SOLVER.",)),
-    (_views, ("DATA.", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
+    (_views, ("DATA.", "MODEL.MODEL_NAME", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
     (_network, ("MODEL.", "RESNET.", "NETWORK.")),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
     (separable_problems, ("MODEL.", "NETWORK.")),

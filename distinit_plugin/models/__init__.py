@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distinit_plugin.models.c3d import C3D
+from distinit_plugin.models.conv_lstm import ConvLSTM
 from distinit_plugin.models.external import ExternalNetwork
 from distinit_plugin.models.factory import build_network
 from distinit_plugin.models.i3d import I3D
@@ -10,5 +12,20 @@ from distinit_plugin.models.r2plus1d import R2Plus1D
 from distinit_plugin.models.res2d import Res2D
 from distinit_plugin.models.res3d import Res3D
 from distinit_plugin.models.s3dg import S3DG
+from distinit_plugin.models.two_stream import Fused3D, TwoStream
 
-__all__ = ["I3D", "S3DG", "ExternalNetwork", "InputSpec", "R2Plus1D", "Res2D", "Res3D", "VideoNetwork", "build_network"]
+__all__ = [
+    "C3D",
+    "I3D",
+    "S3DG",
+    "ConvLSTM",
+    "ExternalNetwork",
+    "Fused3D",
+    "InputSpec",
+    "R2Plus1D",
+    "Res2D",
+    "Res3D",
+    "TwoStream",
+    "VideoNetwork",
+    "build_network",
+]

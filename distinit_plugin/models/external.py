@@ -238,8 +238,8 @@ def _check_input(name: str, input: InputSpec) -> dict[str, Any]:
         )
     if _is_slowfast(name) and (frames % SLOWFAST_ALPHA or test_frames % SLOWFAST_ALPHA):
         raise UserError(
-            f"{name} needs DATA.NUM_FRAMES and CORPUS.TEST_NUM_FRAMES divisible by {SLOWFAST_ALPHA} (its fast pathway has {SLOWFAST_ALPHA} frames "
-            f"for one of the slow pathway); they are {frames} and {test_frames}."
+            f"{name} needs DATA.NUM_FRAMES and CORPUS.TEST_NUM_FRAMES divisible by {SLOWFAST_ALPHA} (its fast pathway "
+            f"has {SLOWFAST_ALPHA} frames for one of the slow pathway); they are {frames} and {test_frames}."
         )
     if name.startswith("torchvision/mvit") and (frames, sizes) != (
         TORCHVISION_MVIT_INPUT[0],

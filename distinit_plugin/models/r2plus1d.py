@@ -12,7 +12,7 @@ from torch import nn
 
 from distinit_plugin.models.conv3d import TemporalPadding
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.models.residual import BlockShape, Layout, ResidualNetwork, Variant, check_switches
+from distinit_plugin.models.residual import ConvShape, Layout, ResidualNetwork, Variant, check_switches
 from distinit_plugin.registry import MODELS
 
 STEM_MID_CHANNELS = 45  # at width 64; DistInit figure 4 shows these 45 spatial filters
@@ -38,7 +38,7 @@ class R2Plus1D(ResidualNetwork):
         Args:
             num_classes: K; 0: no classifier.
             input: The clip that the network is fed.
-            depth: 10, 18 or 34.
+            depth: 10, 16, 18 or 34 (basic blocks); 26, 50, 101 or 152 (bottlenecks, whose 3×3×3 is factored).
             width: Channels of the first stage; 64 in the papers. All stages, the stem's middle channels and those of
                 the factored convolutions scale with it.
             variant: ``vmz`` (middle channels for each convolution, BN eps 1e-3, short clips keep their frames) or
@@ -78,16 +78,13 @@ def mid_channels(in_channels: int, out_channels: int) -> int:
     return 27 * in_channels * out_channels // (9 * in_channels + 3 * out_channels)
 
 
-def _factored_conv(shape: BlockShape, position: int, layout: Layout) -> nn.Sequential:
+def _factored_conv(shape: ConvShape, layout: Layout) -> nn.Sequential:
     """1×3×3 with the spatial stride → BN → ReLU → 3×1×1 with the temporal stride."""
-    first = position == 1
-    in_channels = shape.in_channels if first else shape.channels
-    spatial, temporal = (shape.spatial_stride, shape.temporal_stride) if first else (1, 1)
     per_block = layout.variant == "torchvision"
-    middle = mid_channels(shape.in_channels if per_block else in_channels, shape.channels)
+    middle = mid_channels(shape.block_in_channels if per_block else shape.in_channels, shape.channels)
     return nn.Sequential(
-        layout.conv(in_channels, middle, (1, 3, 3), (1, spatial, spatial)),
+        layout.conv(shape.in_channels, middle, (1, 3, 3), (1, shape.spatial_stride, shape.spatial_stride)),
         layout.norm(middle),
         nn.ReLU(inplace=True),
-        layout.conv(middle, shape.channels, (3, 1, 1), (temporal, 1, 1)),
+        layout.conv(middle, shape.channels, (3, 1, 1), (shape.temporal_stride, 1, 1)),
     )

@@ -1,7 +1,7 @@
-"""Res2D: torchvision's 2D ResNet of basic blocks, at any width, as a network that sees frames.
+"""Res2D: torchvision's 2D ResNet, at any width, as a network that sees frames.
 
-Source: K. He et al. (arXiv 1512.03385); torchvision ``models/resnet.py``, whose ``resnet18`` and ``resnet34`` state
-dicts it loads at width 64.
+Source: K. He et al. (arXiv 1512.03385); torchvision ``models/resnet.py``, whose ``resnet18`` … ``resnet152`` state
+dicts it loads at width 64. Bottlenecks have their stride in the 3×3 convolution, as there.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from distinit_plugin.models.network import InputSpec, TrunkNetwork, check_choice
-from distinit_plugin.models.residual import STAGE_DEPTHS, check_width
+from distinit_plugin.models.residual import DEPTHS, check_width
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
+
+IMAGE_DEPTHS = (10, 18, 34, 50, 101, 152)
+"""Those of image networks: VMZ's 16 and 26 are its own."""
 
 
 @MODELS.register()
@@ -30,14 +33,14 @@ class Res2D(TrunkNetwork):
         Args:
             num_classes: K; 0: no classifier.
             input: The clip from which frames are taken.
-            depth: 10, 18 or 34.
+            depth: 10, 18 or 34 (basic blocks); 50, 101 or 152 (bottlenecks).
             width: Channels of the first stage; torchvision's networks have 64.
             dropout: Dropped fraction before the classifier.
 
         Raises:
             UserError: A switch outside its range.
         """
-        check_choice("RESNET.DEPTH", depth, list(STAGE_DEPTHS))
+        check_choice("RESNET.DEPTH", depth, IMAGE_DEPTHS)
         check_width(width)
         super().__init__(input)
         self.conv1 = nn.Conv2d(input.channels, width, 7, stride=2, padding=3, bias=False)
@@ -46,11 +49,12 @@ class Res2D(TrunkNetwork):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         layers = {"stem": LayerInfo(width, 1, 4)}
         in_channels = width
-        for stage, num_blocks in enumerate(STAGE_DEPTHS[depth], start=1):
+        block = Bottleneck if DEPTHS[depth].bottleneck else BasicBlock
+        for stage, num_blocks in enumerate(DEPTHS[depth].num_blocks, start=1):
             channels, stride = width * 2 ** (stage - 1), 1 if stage == 1 else 2
-            self.add_module(f"layer{stage}", _stage(in_channels, channels, stride, num_blocks))
-            layers[f"layer{stage}"] = LayerInfo(channels, 1, 2 ** (stage + 1))
-            in_channels = channels
+            self.add_module(f"layer{stage}", _stage(block, in_channels, channels, stride, num_blocks))
+            in_channels = channels * block.expansion
+            layers[f"layer{stage}"] = LayerInfo(in_channels, 1, 2 ** (stage + 1))
         self.finish(layers, num_classes, dropout)
 
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
@@ -74,12 +78,15 @@ class Res2D(TrunkNetwork):
         return ModelOutput(None if logits is None else logits.mean(dim=1), per_frame.mean(dim=1), maps)
 
 
-def _stage(in_channels: int, channels: int, stride: int, num_blocks: int) -> nn.Sequential:
+def _stage(
+    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, stride: int, num_blocks: int
+) -> nn.Sequential:
+    out_channels = channels * block.expansion
     shortcut: nn.Module | None = None
-    if stride != 1 or in_channels != channels:
+    if stride != 1 or in_channels != out_channels:
         shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
         )
-    blocks = [BasicBlock(in_channels, channels, stride, shortcut)]
-    blocks += [BasicBlock(channels, channels) for _ in range(num_blocks - 1)]
+    blocks = [block(in_channels, channels, stride, shortcut)]
+    blocks += [block(out_channels, channels) for _ in range(num_blocks - 1)]
     return nn.Sequential(*blocks)

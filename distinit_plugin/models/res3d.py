@@ -11,7 +11,7 @@ from torch import nn
 
 from distinit_plugin.models.conv3d import Conv3d, TemporalPadding
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.models.residual import BlockShape, Layout, ResidualNetwork, Variant, check_switches
+from distinit_plugin.models.residual import ConvShape, Layout, ResidualNetwork, Variant, check_switches
 from distinit_plugin.registry import MODELS
 
 
@@ -36,7 +36,7 @@ class Res3D(ResidualNetwork):
         Args:
             num_classes: K; 0: no classifier.
             input: The clip that the network is fed.
-            depth: 10, 18 or 34.
+            depth: 10, 16, 18 or 34 (basic blocks); 26, 50, 101 or 152 (bottlenecks).
             width: Channels of the first stage; 64 in the papers. All stages scale with it.
             variant: ``vmz`` (BN eps 1e-3, short clips keep their frames) or ``torchvision`` (BN eps 1e-5).
             stem_pool: Add the 2D ResNet's max pool, 1×3×3, to the stem. The paper's network has none; inflation from
@@ -65,7 +65,5 @@ class Res3D(ResidualNetwork):
         )
 
 
-def _full_conv(shape: BlockShape, position: int, layout: Layout) -> Conv3d:
-    if position == 1:
-        return layout.conv(shape.in_channels, shape.channels, (3, 3, 3), shape.stride)
-    return layout.conv(shape.channels, shape.channels, (3, 3, 3), (1, 1, 1))
+def _full_conv(shape: ConvShape, layout: Layout) -> Conv3d:
+    return layout.conv(shape.in_channels, shape.channels, (3, 3, 3), shape.stride)

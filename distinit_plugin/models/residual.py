@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -19,8 +19,26 @@ from distinit_plugin.types import LayerInfo, ModelOutput
 
 Variant = Literal["vmz", "torchvision"]
 
-STAGE_DEPTHS: Mapping[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Basic blocks in each of the four stages."""
+
+class Depth(NamedTuple):
+    """What a number of layers stands for."""
+
+    num_blocks: tuple[int, int, int, int]  # in each of the four stages
+    bottleneck: bool  # blocks of 1, 3, 1 instead of 3, 3
+    expansion: int  # channels that leave a block, as a multiple of those of its 3×3×3 convolutions
+
+
+DEPTHS: Mapping[int, Depth] = {
+    10: Depth((1, 1, 1, 1), False, 1),
+    16: Depth((2, 2, 2, 1), False, 1),
+    18: Depth((2, 2, 2, 2), False, 1),
+    26: Depth((2, 2, 2, 2), True, 1),
+    34: Depth((3, 4, 6, 3), False, 1),
+    50: Depth((3, 4, 6, 3), True, 4),
+    101: Depth((3, 4, 23, 3), True, 4),
+    152: Depth((3, 8, 36, 3), True, 4),
+}
+"""VMZ ``c2/lib/models/r3d_model.py``, its tables of blocks and filters. Depth 26 has bottlenecks that do not expand."""
 
 BATCH_NORM_EPS: Mapping[Variant, float] = {"vmz": 1e-3, "torchvision": 1e-5}
 
@@ -56,13 +74,14 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class BlockShape:
-    """Channels and strides of a residual block."""
+class ConvShape:
+    """A 3×3×3 convolution of a block, or what stands for it."""
 
     in_channels: int
     channels: int
     temporal_stride: int
     spatial_stride: int
+    block_in_channels: int  # of the whole block
 
     @property
     def stride(self) -> tuple[int, int, int]:
@@ -70,31 +89,85 @@ class BlockShape:
         return self.temporal_stride, self.spatial_stride, self.spatial_stride
 
 
-ConvBuilder = Callable[[BlockShape, int, Layout], nn.Module]
-"""(block, 1 or 2, layout) → the block's first or second 3×3×3 convolution, or what stands for it."""
+@dataclass(frozen=True)
+class BlockShape:
+    """Channels and strides of a residual block."""
+
+    in_channels: int
+    channels: int  # of its 3×3×3 convolutions
+    temporal_stride: int
+    spatial_stride: int
+    expansion: int = 1
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that leave the block."""
+        return self.channels * self.expansion
+
+    def strided_conv(self, in_channels: int) -> ConvShape:
+        """The convolution that carries the block's stride."""
+        return ConvShape(in_channels, self.channels, self.temporal_stride, self.spatial_stride, self.in_channels)
+
+    def plain_conv(self) -> ConvShape:
+        """A convolution without stride after it."""
+        return ConvShape(self.channels, self.channels, 1, 1, self.in_channels)
+
+
+ConvBuilder = Callable[[ConvShape, Layout], nn.Module]
+"""Makes a block's 3×3×3 convolutions, or what stands for them."""
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut (1×1×1 wherever the shape changes): (B,Cin,T,H,W) → (B,C,T',H',W')."""
-
-    expansion = 1
+    """Two 3×3×3 convolutions and a shortcut: (B,Cin,T,H,W) → (B,C,T',H',W'). The first one carries the stride."""
 
     def __init__(self, shape: BlockShape, build_conv: ConvBuilder, layout: Layout) -> None:
         """Build from the block's shape."""
         super().__init__()
         channels = shape.channels
-        self.conv1 = nn.Sequential(build_conv(shape, 1, layout), layout.norm(channels), nn.ReLU(inplace=True))
-        self.conv2 = nn.Sequential(build_conv(shape, 2, layout), layout.norm(channels))
+        first = build_conv(shape.strided_conv(shape.in_channels), layout)
+        self.conv1 = nn.Sequential(first, layout.norm(channels), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(build_conv(shape.plain_conv(), layout), layout.norm(channels))
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if shape.stride != (1, 1, 1) or shape.in_channels != channels:
-            shortcut = layout.conv(shape.in_channels, channels, (1, 1, 1), shape.stride)
-            self.downsample = nn.Sequential(shortcut, layout.norm(channels))
+        self.downsample = _shortcut(shape, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Residual sum."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.conv2(self.conv1(x)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1×1×1, 3×3×3 with the stride, 1×1×1, and a shortcut: (B,Cin,T,H,W) → (B,C·expansion,T',H',W').
+
+    Only the one in the middle is factored in R(2+1)D. Source: VMZ ``c2/lib/models/builder/video_model.py``; torchvision
+    ``models/video/resnet.py`` has the same block at expansion 4.
+    """
+
+    def __init__(self, shape: BlockShape, build_conv: ConvBuilder, layout: Layout) -> None:
+        """Build from the block's shape."""
+        super().__init__()
+        channels, out_channels, one = shape.channels, shape.out_channels, (1, 1, 1)
+        first, last = layout.conv(shape.in_channels, channels, one, one), layout.conv(channels, out_channels, one, one)
+        self.conv1 = nn.Sequential(first, layout.norm(channels), nn.ReLU(inplace=True))
+        middle = build_conv(shape.strided_conv(channels), layout)
+        self.conv2 = nn.Sequential(middle, layout.norm(channels), nn.ReLU(inplace=True))
+        self.conv3 = nn.Sequential(last, layout.norm(out_channels))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(shape, layout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.conv3(self.conv2(self.conv1(x))) + shortcut)
+
+
+def _shortcut(shape: BlockShape, layout: Layout) -> nn.Module | None:
+    """1×1×1 with the block's stride and BN wherever the shape changes; ``None``: the identity."""
+    if shape.temporal_stride == shape.spatial_stride == 1 and shape.in_channels == shape.out_channels:
+        return None
+    stride = (shape.temporal_stride, shape.spatial_stride, shape.spatial_stride)
+    shortcut = layout.conv(shape.in_channels, shape.out_channels, (1, 1, 1), stride)
+    return nn.Sequential(shortcut, layout.norm(shape.out_channels))
 
 
 class ResidualNetwork(TrunkNetwork):
@@ -125,16 +198,18 @@ class ResidualNetwork(TrunkNetwork):
         spatial_stride = 2 if isinstance(stem_pool, nn.Identity) else 4
         layers = {"stem": LayerInfo(width, 1, spatial_stride)}
         temporal_stride, in_channels = 1, width
-        for stage, num_blocks in enumerate(STAGE_DEPTHS[depth], start=1):
+        blocks_of_stages, bottleneck, expansion = DEPTHS[depth]
+        build_block = Bottleneck if bottleneck else BasicBlock
+        for stage, num_blocks in enumerate(blocks_of_stages, start=1):
             channels = width * 2 ** (stage - 1)
             step = 1 if stage == 1 else 2
             short = layout.variant == "vmz" and input.num_frames < MIN_FRAMES_TO_STRIDE.get(stage, 0)
-            blocks = [BlockShape(in_channels, channels, 1 if short else step, step)]
-            blocks += [BlockShape(channels, channels, 1, 1)] * (num_blocks - 1)
-            self.add_module(f"layer{stage}", nn.Sequential(*(BasicBlock(b, build_conv, layout) for b in blocks)))
+            blocks = [BlockShape(in_channels, channels, 1 if short else step, step, expansion)]
+            in_channels = channels * expansion
+            blocks += [BlockShape(in_channels, channels, 1, 1, expansion)] * (num_blocks - 1)
+            self.add_module(f"layer{stage}", nn.Sequential(*(build_block(b, build_conv, layout) for b in blocks)))
             temporal_stride *= blocks[0].temporal_stride
             spatial_stride *= step
-            in_channels = channels * BasicBlock.expansion
             layers[f"layer{stage}"] = LayerInfo(in_channels, temporal_stride, spatial_stride)
         self.finish(layers, num_classes, dropout)
 
@@ -154,7 +229,7 @@ class ResidualNetwork(TrunkNetwork):
 
 def check_switches(depth: int, width: int, variant: str, temporal_padding: str) -> None:
     """Raise :class:`UserError` for a switch outside its range."""
-    check_choice("RESNET.DEPTH", depth, list(STAGE_DEPTHS))
+    check_choice("RESNET.DEPTH", depth, list(DEPTHS))
     check_choice("NETWORK.VARIANT", variant, get_args(Variant))
     check_choice("NETWORK.TEMPORAL_PADDING", temporal_padding, get_args(TemporalPadding))
     check_width(width)

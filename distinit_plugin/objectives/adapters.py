@@ -111,8 +111,15 @@ def no_classifier(owner: str) -> UserError:
     )
 
 
+def at_every_step(target: Tensor, prediction: Tensor) -> Tensor:
+    """A teacher's vector (B,K) for a prediction over time (B,K,T) holds at every step; anything else comes back."""
+    if prediction.ndim == 3 and target.ndim == 2:
+        return target.unsqueeze(2).expand(-1, -1, prediction.shape[2])
+    return target
+
+
 def layer_output(output: ModelOutput, layer: str, owner: str) -> Tensor:
-    """One layer of what a network returned.
+    """One layer of what a network returned; logits over time (B,K,T) stand for its logits where it has them.
 
     Raises:
         UserError: The network returned no logits or features.
@@ -120,7 +127,7 @@ def layer_output(output: ModelOutput, layer: str, owner: str) -> Tensor:
     if layer == "logits":
         if output.logits is None:
             raise no_classifier(owner)
-        return output.logits
+        return output.logits if output.logits_over_time is None else output.logits_over_time
     if layer == "features":
         if output.features is None:
             raise UserError(f"{owner} returns no features; use its logits or one of its layers.")

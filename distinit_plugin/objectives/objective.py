@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import entropy, full_precision
-from distinit_plugin.objectives.adapters import layer_output, match_grid, no_classifier, tapped_layers
+from distinit_plugin.objectives.adapters import at_every_step, layer_output, match_grid, no_classifier, tapped_layers
 from distinit_plugin.objectives.terms import STUDENT, Term, check_choice, check_terms
 from distinit_plugin.types import ModelOutput, Network, StepOutput
 
@@ -39,8 +39,8 @@ class Trainable(nn.Module):
         """Run on the student's own views.
 
         Returns:
-            The student's output, detached (it is only reported), and each term's prediction, (B,K) or (B,K,T,H,W) on
-            the student's grid. So gradients come through predictions alone, which tells DDP what trains.
+            The student's output, detached (it is only reported), and each term's prediction, (B,K), (B,K,T) or
+            (B,K,T,H,W) on the student's grid. So gradients come through predictions alone, which tells DDP what trains.
         """
         output: ModelOutput = self.student(views, boxes=boxes, taps=self._taps)
         predictions = {}
@@ -247,7 +247,7 @@ class Objective:
             for term in self.terms:
                 target = prepared.targets[term.name]
                 prediction = match_grid(predictions[term.name], target)
-                weighted = prepared.weights[term.name] * term.loss(prediction, target)
+                weighted = prepared.weights[term.name] * term.loss(prediction, at_every_step(target, prediction))
                 count = prepared.counts[term.name].clamp(min=1) if counts is None else counts[term.name]
                 part = weighted.sum() / count
                 loss = loss + term.weight * part
@@ -275,7 +275,7 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Fraction of the examples whose label is among the k largest logits; with fewer than k classes, among all.
 
     Args:
-        logits: (B,K).
+        logits: (B,K), or (B,K,T): the mean over the T steps.
         labels: (B,) int64.
         k: At least 1.
 
@@ -283,7 +283,7 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
         0-d fp32, detached.
     """
     top = logits.detach().topk(min(k, logits.shape[1]), dim=1).indices
-    return (top == labels.view(-1, 1)).any(1).to(torch.float32).mean()
+    return (top == labels.view(-1, *[1] * (top.ndim - 1))).any(1).to(torch.float32).mean()
 
 
 def _views_of(consumer: str, views: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
+from distinit_plugin.errors import UserError
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.teachers.image import FEATURE_MAP
 from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
@@ -15,7 +16,17 @@ class NetworkTeacher(nn.Module):
     """A network that is fed frames picked for a teacher; its last layer is also called ``feature_map``."""
 
     def __init__(self, network: VideoNetwork, view: ViewSpec) -> None:
-        """Feed ``network`` with ``view``."""
+        """Feed ``network`` with ``view``.
+
+        Raises:
+            UserError: The network sees more than frames.
+        """
+        views = list(network.view_specs("test"))
+        if views != ["rgb"]:
+            raise UserError(
+                f"{type(network).__name__} sees {' and '.join(views)}, but a teacher is shown frames alone. Choose "
+                "another ARCH."
+            )
         super().__init__()
         self.inner = network
         self.view = view

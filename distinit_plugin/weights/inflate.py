@@ -126,8 +126,7 @@ def _refuse_unequal(report: LoadReport, target: Mapping[str, Tensor]) -> None:
     if problems or not any(not is_counter(key) for key in report.loaded):
         raise UserError(
             f"INIT.INFLATE_FROM: {report.source} is not the 2D counterpart of the network ({'; '.join(problems)}). "
-            "It must be a ResNet of basic blocks with the same RESNET.DEPTH and NETWORK.WIDTH: resnet18 for depth 18, "
-            "resnet34 for 34."
+            "It must be a ResNet with the same RESNET.DEPTH and NETWORK.WIDTH: resnet18 for depth 18, resnet50 for 50."
         )
 
 
