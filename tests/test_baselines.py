@@ -200,6 +200,15 @@ def test_lstm_in_evaluation_has_statistics_of_each_step() -> None:
         assert (lstm(x) - found).abs().max() > 1e-2  # the control: statistics shared by all steps
 
 
+def test_lstm_keeps_its_precision_under_autocast() -> None:
+    lstm = random_lstm()
+    x = 1 + 0.05 * torch.randn(7, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.functional.linear(x, lstm.input_weight).dtype == torch.bfloat16
+        found = lstm(x)
+    torch.testing.assert_close(found, lstm(x))
+
+
 def test_precise_statistics_reach_the_steps_that_training_clips_do_not_have() -> None:
     network = small("ConvLSTM", 3).train()
     batches = [views_of(network, 3, seed=seed) for seed in range(3)]
