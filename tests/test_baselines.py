@@ -14,7 +14,8 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import InputSpec, VideoNetwork, build_network
 from distinit_plugin.models.conv_lstm import EPS, STEPS_WITH_STATISTICS, NormalizedLSTM, StepwiseNorm
-from distinit_plugin.models.inception2d import END_POINTS, InceptionTrunk2D
+from distinit_plugin.models.inception import END_POINTS
+from distinit_plugin.models.inception2d import InceptionTrunk2D
 from distinit_plugin.objectives import Objective, Term
 from distinit_plugin.teachers.factory import build_teacher
 from distinit_plugin.weights import load_weights

@@ -21,7 +21,8 @@ from torchvision.models.video import resnet as video_resnet
 
 from distinit_plugin.models import InputSpec, VideoNetwork, build_network
 from distinit_plugin.models.conv import Conv3d
-from distinit_plugin.models.inception2d import MIXED, InceptionTrunk2D
+from distinit_plugin.models.inception import MIXED
+from distinit_plugin.models.inception2d import InceptionTrunk2D
 from distinit_plugin.types import ModelOutput
 
 CLIP = InputSpec()

@@ -13,7 +13,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from distinit_plugin.models.c3d import check_several_clips
-from distinit_plugin.models.inception2d import InceptionTrunk2D, scaled
+from distinit_plugin.models.inception import scaled
+from distinit_plugin.models.inception2d import InceptionTrunk2D
 from distinit_plugin.models.network import InputSpec, VideoNetwork, new_classifier
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput

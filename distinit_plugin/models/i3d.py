@@ -12,7 +12,8 @@ from typing import cast
 from torch import Tensor
 
 from distinit_plugin.models.conv3d import TemporalPadding
-from distinit_plugin.models.inception3d import STARTS, InceptionNetwork, Layout, Padding, check_common
+from distinit_plugin.models.inception import Padding
+from distinit_plugin.models.inception3d import STARTS, InceptionNetwork, Layout, check_common
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.registry import MODELS
 

@@ -9,60 +9,22 @@ with ``padding="symmetric"`` and ``affine_norm``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from distinit_plugin.models.inception import END_POINTS, MIXED, POOLS, STEM_CONVS, MixedChannels, Padding, scaled
 from distinit_plugin.models.network import check_choice
+from distinit_plugin.models.padding import same_padding
 from distinit_plugin.models.residual import check_width
 from distinit_plugin.types import LayerInfo
-
-Padding = Literal["same", "symmetric"]
 
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.1  # torchvision's; the papers do not say
 
 KERNEL_DEVIATION = 0.01  # of the truncated normal from which TF-slim and torchvision draw kernels
-
-
-class MixedChannels(NamedTuple):
-    """Outputs of the six units of a Mixed block."""
-
-    b0: int
-    b1a: int
-    b1b: int
-    b2a: int
-    b2b: int
-    b3b: int
-
-    @property
-    def out(self) -> int:
-        """Channels of the joined branches."""
-        return self.b0 + self.b1b + self.b2b + self.b3b
-
-
-MIXED: Mapping[str, MixedChannels] = {
-    "Mixed_3b": MixedChannels(64, 96, 128, 16, 32, 32),
-    "Mixed_3c": MixedChannels(128, 128, 192, 32, 96, 64),
-    "Mixed_4b": MixedChannels(192, 96, 208, 16, 48, 64),
-    "Mixed_4c": MixedChannels(160, 112, 224, 24, 64, 64),
-    "Mixed_4d": MixedChannels(128, 128, 256, 24, 64, 64),
-    "Mixed_4e": MixedChannels(112, 144, 288, 32, 64, 64),
-    "Mixed_4f": MixedChannels(256, 160, 320, 32, 128, 128),
-    "Mixed_5b": MixedChannels(256, 160, 320, 32, 128, 128),
-    "Mixed_5c": MixedChannels(384, 192, 384, 48, 128, 128),
-}
-
-STEM_CONVS = {"Conv2d_1a_7x7": 64, "Conv2d_2b_1x1": 64, "Conv2d_2c_3x3": 192}
-"""Outputs of the convolutions before the first block."""
-
-POOLS = {"MaxPool_2a_3x3": 3, "MaxPool_3a_3x3": 3, "MaxPool_4a_3x3": 3, "MaxPool_5a_2x2": 2}
-"""Sides of the pools between the blocks, all with stride 2."""
-
-END_POINTS = tuple(sorted((*STEM_CONVS, *POOLS, *MIXED), key=lambda name: name.split("_")[1]))
-"""TF-slim's names, from the input on."""
 
 
 class Unit(nn.Module):
@@ -158,7 +120,7 @@ class InceptionTrunk2D(nn.Module):
         channels, stride = in_channels, 1
         for name in END_POINTS:
             if name in POOLS:
-                self.add_module(name, StridedPool(POOLS[name], chosen))
+                self.add_module(name, StridedPool(POOLS[name][0][1], chosen))
                 stride *= 2
             elif name in MIXED:
                 mixed = MixedChannels(*(scaled(number, width) for number in MIXED[name]))
@@ -199,14 +161,3 @@ class InceptionTrunk2D(nn.Module):
             if name in taps:
                 kept[name] = x.unflatten(0, batch_and_time).transpose(1, 2)
         return x.unflatten(0, batch_and_time).transpose(1, 2), kept
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """What TensorFlow's SAME adds before and behind one dimension: ⌈size / stride⌉ outputs, the odd one behind."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
-def scaled(channels: int, width: int) -> int:
-    """Channels of a layer that has ``channels`` at the papers' width of 64."""
-    return max(1, channels * width // 64)

@@ -1,4 +1,4 @@
-"""The Inception trunk of I3D and S3D-G: channel table, units, Mixed blocks, end-points, padding.
+"""The Inception trunk of I3D and S3D-G: units, Mixed blocks, end-points, padding.
 
 Sources: J. Carreira and A. Zisserman, "Quo Vadis, Action Recognition?" (arXiv 1705.07750) figure 3, with
 https://github.com/google-deepmind/kinetics-i3d; S. Xie et al., "Rethinking Spatiotemporal Feature Learning"
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as functional
@@ -18,13 +18,21 @@ from torch import Tensor, nn
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d, TemporalPadding
 from distinit_plugin.models.folding import Triple
+from distinit_plugin.models.inception import (
+    END_POINTS,
+    MIXED,
+    POOLS,
+    STEM_CONVS,
+    MixedChannels,
+    Padding,
+    scaled,
+    shorthand,
+)
 from distinit_plugin.models.network import InputSpec, TrunkNetwork, check_choice
 from distinit_plugin.models.padding import MaxPool3d, PoolPadding
 from distinit_plugin.models.residual import check_width
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import LayerInfo, ModelOutput
-
-Padding = Literal["same", "symmetric"]
 
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 1 - 0.999  # both publications keep 0.999 of the running statistics per step
@@ -32,54 +40,6 @@ BATCH_NORM_MOMENTUM = 1 - 0.999  # both publications keep 0.999 of the running s
 AVERAGED_FRAMES, AVERAGED_SIZE = 2, 7
 """The window of the last average, on maps: 2×7×7."""
 
-
-class MixedChannels(NamedTuple):
-    """Outputs of the six units of a Mixed block."""
-
-    b0: int
-    b1a: int
-    b1b: int
-    b2a: int
-    b2b: int
-    b3b: int
-
-    @property
-    def out(self) -> int:
-        """Channels of the joined branches."""
-        return self.b0 + self.b1b + self.b2b + self.b3b
-
-
-MIXED: Mapping[str, MixedChannels] = {
-    "Mixed_3b": MixedChannels(64, 96, 128, 16, 32, 32),
-    "Mixed_3c": MixedChannels(128, 128, 192, 32, 96, 64),
-    "Mixed_4b": MixedChannels(192, 96, 208, 16, 48, 64),
-    "Mixed_4c": MixedChannels(160, 112, 224, 24, 64, 64),
-    "Mixed_4d": MixedChannels(128, 128, 256, 24, 64, 64),
-    "Mixed_4e": MixedChannels(112, 144, 288, 32, 64, 64),
-    "Mixed_4f": MixedChannels(256, 160, 320, 32, 128, 128),
-    "Mixed_5b": MixedChannels(256, 160, 320, 32, 128, 128),
-    "Mixed_5c": MixedChannels(384, 192, 384, 48, 128, 128),
-}
-
-STEM_CONVS = {"Conv2d_1a_7x7": 64, "Conv2d_2b_1x1": 64, "Conv2d_2c_3x3": 192}
-"""Outputs of the convolutions before the first Mixed block."""
-
-POOLS: Mapping[str, tuple[Triple, Triple]] = {
-    "MaxPool_2a_3x3": ((1, 3, 3), (1, 2, 2)),
-    "MaxPool_3a_3x3": ((1, 3, 3), (1, 2, 2)),
-    "MaxPool_4a_3x3": ((3, 3, 3), (2, 2, 2)),
-    "MaxPool_5a_2x2": ((2, 2, 2), (2, 2, 2)),
-}
-"""Kernel and stride of the pools between the blocks."""
-
-
-def shorthand(end_point: str) -> str:
-    """The papers' name of an end-point: ``Mixed_4f`` is ``4F``, ``MaxPool_3a_3x3`` is ``3A``."""
-    return end_point.split("_")[1].upper()
-
-
-END_POINTS = tuple(sorted((*STEM_CONVS, *POOLS, *MIXED), key=shorthand))
-"""TF-slim's names, from the input on."""
 
 STARTS = tuple(name for name in END_POINTS if name == "Conv2d_2c_3x3" or name in MIXED)
 """Where temporal kernels and gates can begin."""
@@ -348,11 +308,6 @@ class InceptionNetwork(TrunkNetwork):
         if x.shape[2] >= AVERAGED_FRAMES:
             x = (x[:, :, 1:] + x[:, :, :-1]) / AVERAGED_FRAMES
         return x.flatten(2).transpose(1, 2)
-
-
-def scaled(channels: int, width: int) -> int:
-    """Channels of a layer that has ``channels`` at the papers' width of 64."""
-    return max(1, channels * width // 64)
 
 
 def check_common(padding: str, temporal_padding: str, width: int) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import cast
 
 from distinit_plugin.models.conv3d import TemporalPadding
-from distinit_plugin.models.inception3d import InceptionNetwork, Layout, Padding, check_common, starts_from
+from distinit_plugin.models.inception import Padding
+from distinit_plugin.models.inception3d import InceptionNetwork, Layout, check_common, starts_from
 from distinit_plugin.models.network import InputSpec, check_choice
 from distinit_plugin.registry import MODELS
 

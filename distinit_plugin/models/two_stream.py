@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.inception2d import BATCH_NORM_EPS, InceptionTrunk2D, scaled
+from distinit_plugin.models.inception import scaled
+from distinit_plugin.models.inception2d import BATCH_NORM_EPS, InceptionTrunk2D
 from distinit_plugin.models.network import InputSpec, VideoNetwork, global_average, new_classifier
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
