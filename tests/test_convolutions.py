@@ -85,7 +85,7 @@ def test_folding_keeps_the_memory_format(kernel: tuple[int, int, int]) -> None:
 def test_replicated_time() -> None:
     x = torch.randn(2, 3, 4, 5, 5)
     padded = functional.pad(x, (0, 0, 0, 0, 1, 1), mode="replicate")
-    assert torch.equal(repeat_edge_frames(x, 1), padded)
+    assert torch.equal(repeat_edge_frames(x, 1, 1), padded)
     for kernel in ((3, 1, 1), (3, 3, 3)):
         spatial = kernel[1] // 2
         layer = Conv3d(3, 4, kernel, padding=(1, spatial, spatial), temporal_padding="replicate")

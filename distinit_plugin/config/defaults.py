@@ -101,6 +101,14 @@ _C.NETWORK.VARIANT = "vmz"  # Res3D, R2Plus1D: "vmz" or "torchvision" (mid-plane
 _C.NETWORK.WIDTH = 64  # channels of the first stage; 64 is the papers'
 _C.NETWORK.STEM_POOL = False  # Res3D: 1×3×3 max-pool after conv1, as in the 2D ResNet (the paper's Res3D has none)
 _C.NETWORK.TEMPORAL_PADDING = "zeros"  # "zeros" or "replicate": padding in time
+_C.NETWORK.PADDING = "same"  # "same": TensorFlow's; "symmetric": as torchvision's GoogLeNet (I3D) and S3D (S3DG) pad
+_C.NETWORK.AFFINE_NORM = False  # BN with a factor as well as a summand; needed when inflated from an image network
+_C.NETWORK.FULLY_CONVOLUTIONAL = False  # logits of every 7×7 window of maps larger than that, averaged
+_C.NETWORK.STEM_FRAMES = 3  # temporal size of S3DG's first kernel: 1, 3, 5 or 7 (7 in the paper, 3 in its code)
+_C.NETWORK.SEPARABLE_STEM = False  # split the first convolution, too, into space and time (torchvision's S3D)
+_C.NETWORK.TEMPORAL_NORM = False  # BN in place of a bias after temporal convolutions (torchvision's S3D)
+_C.NETWORK.TEMPORAL_FROM = "2C"  # first end-point with temporal kernels: 2C, 3B … 5C (or Mixed_3b …); "none"
+_C.NETWORK.GATING_FROM = "2C"  # first end-point with feature gates: as above; "none": S3D without gates
 
 _C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
 _C.INIT.INFLATE_FROM = ""  # a 2D network ("torchvision/resnet18", "Res2D", …) whose weights are inflated; empty: off

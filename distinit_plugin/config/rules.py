@@ -11,10 +11,20 @@ from fvcore.common.registry import Registry
 from distinit_plugin.errors import shown
 from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
 
+_INCEPTION_SWITCHES = ("WIDTH", "TEMPORAL_PADDING", "PADDING", "AFFINE_NORM", "FULLY_CONVOLUTIONAL")
 NETWORK_SWITCHES = {
+    "I3D": _INCEPTION_SWITCHES,
     "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
     "Res2D": ("WIDTH",),
     "Res3D": ("VARIANT", "WIDTH", "STEM_POOL", "TEMPORAL_PADDING"),
+    "S3DG": (
+        *_INCEPTION_SWITCHES,
+        "STEM_FRAMES",
+        "SEPARABLE_STEM",
+        "TEMPORAL_NORM",
+        "TEMPORAL_FROM",
+        "GATING_FROM",
+    ),
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
@@ -22,6 +32,8 @@ NETWORK_DEPTHS = {"R2Plus1D": (10, 18, 34), "Res2D": (10, 18, 34), "Res3D": (10,
 """The networks that read RESNET.DEPTH → the depths that they have."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
 ACTION_LOSSES = ("cross_entropy",)
+_INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
+"""The papers' names of the end-points from which S3DG can have temporal kernels and gates."""
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
 FRAME_PICKS = ("center", "random", "uniform", "clip")
@@ -98,6 +110,15 @@ def address() -> Rule:
         return value == "" or (found is not None and 0 < int(found[2]) < 1 << 16)
 
     return Rule("tcp://ADDRESS:PORT (a port from 1 to 65535), or empty", accepts)
+
+
+def inception_start() -> Rule:
+    """An end-point of S3DG by the papers' name or by TF-slim's, or none."""
+    slim = ["Conv2d_2c_3x3" if name == "2C" else f"Mixed_{name.lower()}" for name in _INCEPTION_STARTS]
+    names = [*_INCEPTION_STARTS, *slim, "none"]
+    return Rule(
+        f"{', '.join(_INCEPTION_STARTS)} (or TF-slim's names), none", lambda value: value in names, lambda: names
+    )
 
 
 def network_name() -> Rule:
@@ -183,6 +204,10 @@ RULES: dict[str, Rule] = {
     "NETWORK.VARIANT": one_of("vmz", "torchvision"),
     "NETWORK.WIDTH": _COUNT,
     "NETWORK.TEMPORAL_PADDING": one_of("zeros", "replicate"),
+    "NETWORK.PADDING": one_of("same", "symmetric"),
+    "NETWORK.STEM_FRAMES": one_of(1, 3, 5, 7),
+    "NETWORK.TEMPORAL_FROM": inception_start(),
+    "NETWORK.GATING_FROM": inception_start(),
     "INIT.TRAINABLE": one_of("all", "classifier"),
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,

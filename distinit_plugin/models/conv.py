@@ -179,6 +179,7 @@ def _case_of(conv: Conv3d, x: Tensor) -> ConvCase:
     shape = (min(x.shape[0], CHECKED_BATCH), *x.shape[1:])
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
     padding = conv.padding if isinstance(conv.padding, str) else _times(conv.padding)
+    padding = "same" if conv.pads_same else padding
     parts = [
         f"{conv.in_channels}→{conv.out_channels} {_times(conv.kernel_size)}",
         f"stride {_times(conv.stride)} padding {padding} dilation {_times(conv.dilation)} groups {conv.groups}",

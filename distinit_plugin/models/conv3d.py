@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.folding import ConvGeometry, Triple, conv3d_as_conv2d, repeat_edge_frames
+from distinit_plugin.models.padding import same_padding
 
 Formulation = Literal["conv3d", "conv2d", "fp32"]
 TemporalPadding = Literal["zeros", "replicate"]
@@ -48,10 +49,12 @@ class Conv3d(nn.Conv3d):
     Attributes:
         formulation: A key of :data:`FORMULATIONS`; never changes the value beyond rounding.
         temporal_padding: ``zeros``, or ``replicate``: the first and last frame are repeated.
+        pads_same: Whether ``padding`` is TensorFlow's SAME, which depends on the size of the input.
     """
 
     formulation: Formulation
     temporal_padding: TemporalPadding
+    pads_same: bool
 
     def __init__(
         self,
@@ -66,10 +69,13 @@ class Conv3d(nn.Conv3d):
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         *,
         temporal_padding: TemporalPadding = "zeros",
+        pads_same: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """As ``nn.Conv3d``; ``temporal_padding`` acts on the temporal part of ``padding`` only.
+
+        ``pads_same`` is SAME for any stride, without dilation and instead of ``padding``, which then stays 0.
 
         Raises:
             UserError: ``temporal_padding`` is not one of those above.
@@ -83,6 +89,8 @@ class Conv3d(nn.Conv3d):
         )
         self.formulation = "conv3d"
         self.temporal_padding = temporal_padding
+        assert not pads_same or (self.padding == (0, 0, 0) and self.dilation == (1, 1, 1))
+        self.pads_same = pads_same
 
     @property
     def is_factored(self) -> bool:
@@ -95,18 +103,32 @@ class Conv3d(nn.Conv3d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
             padding: Triple = (0, 0, 0)
+        elif self.pads_same:
+            input, padding = self._pad_same(input)
         else:
             padding = _triple(self.padding)
             if self.temporal_padding == "replicate":
-                input, padding = repeat_edge_frames(input, padding[0]), (0, *padding[1:])
+                input, padding = repeat_edge_frames(input, padding[0], padding[0]), (0, *padding[1:])
         geometry = ConvGeometry(_triple(self.stride), padding, _triple(self.dilation), self.groups)
         return FORMULATIONS[self.formulation](input, self.weight, self.bias, geometry)
+
+    def _pad_same(self, x: Tensor) -> tuple[Tensor, Triple]:
+        """Add what SAME puts unevenly (and repeated frames); what is even on both sides is left to the convolution."""
+        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        time, height, width = (same_padding(*size) for size in sizes)
+        if self.temporal_padding == "replicate":
+            x, time = repeat_edge_frames(x, *time), (0, 0)
+        pads = (time, height, width)
+        uneven = [amount for pad in reversed(pads) for amount in (pad if pad[0] != pad[1] else (0, 0))]
+        if any(uneven):
+            x = functional.pad(x, uneven)
+        return x, _triple(tuple(before if before == behind else 0 for before, behind in pads))
 
     def extra_repr(self) -> str:
         """Name the formulation where it is not PyTorch's own."""
         extra = "" if self.formulation == "conv3d" else f", formulation={self.formulation}"
         time = "" if self.temporal_padding == "zeros" else f", temporal_padding={self.temporal_padding}"
-        return super().extra_repr() + extra + time
+        return super().extra_repr() + extra + time + (", pads_same" if self.pads_same else "")
 
 
 def _triple(value: tuple[int, ...]) -> Triple:

@@ -18,6 +18,14 @@ SWITCHES: dict[str, tuple[str, object]] = {
     "variant": ("NETWORK.VARIANT", "vmz"),
     "stem_pool": ("NETWORK.STEM_POOL", False),
     "temporal_padding": ("NETWORK.TEMPORAL_PADDING", "zeros"),
+    "padding": ("NETWORK.PADDING", "same"),
+    "affine_norm": ("NETWORK.AFFINE_NORM", False),
+    "fully_convolutional": ("NETWORK.FULLY_CONVOLUTIONAL", False),
+    "stem_frames": ("NETWORK.STEM_FRAMES", 3),
+    "separable_stem": ("NETWORK.SEPARABLE_STEM", False),
+    "temporal_norm": ("NETWORK.TEMPORAL_NORM", False),
+    "temporal_from": ("NETWORK.TEMPORAL_FROM", "2C"),
+    "gating_from": ("NETWORK.GATING_FROM", "2C"),
 }
 """Switch → (configuration key, value that asks for nothing)."""
 
@@ -33,7 +41,7 @@ def build_network(
     """Build a network with random weights.
 
     Args:
-        name: A name in :data:`~distinit_plugin.registry.MODELS` (``Res3D``, ``R2Plus1D``, ``Res2D``),
+        name: A name in :data:`~distinit_plugin.registry.MODELS` (``Res3D``, ``S3DG``, …),
             ``torchvision/NAME`` or ``pytorchvideo/NAME``.
         num_classes: K; 0: no classifier, ``logits`` are ``None``.
         input: The clip that the network is fed.

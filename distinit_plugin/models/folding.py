@@ -103,8 +103,8 @@ def _sum_parts(parts: list[tuple[int, Tensor]], out_frames: int, bias: Tensor | 
     return total if bias is None else total + bias.to(total.dtype).view(-1, 1, 1, 1)
 
 
-def repeat_edge_frames(x: Tensor, frames: int) -> Tensor:
-    """Repeat the first and the last frame ``frames`` times: padding in time that leaves a still video still."""
-    if not frames:
+def repeat_edge_frames(x: Tensor, before: int, behind: int) -> Tensor:
+    """Repeat the first and the last frame this often: padding in time that leaves a still video still."""
+    if not before and not behind:
         return x
-    return torch.cat([x[:, :, :1]] * frames + [x] + [x[:, :, -1:]] * frames, dim=2)
+    return torch.cat([x[:, :, :1]] * before + [x] + [x[:, :, -1:]] * behind, dim=2)

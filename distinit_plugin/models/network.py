@@ -132,10 +132,10 @@ class VideoNetwork(nn.Module):
 
 
 class TrunkNetwork(VideoNetwork):
-    """A stem, four residual stages and a linear classifier ``fc``; tapped by stage.
+    """Stages one after the other and a linear classifier ``fc``; tapped by stage.
 
-    Subclasses build the stem and ``layer1`` … ``layer4``, override :meth:`run_stage` where a stage is more than the
-    module of its name, and pass the stages' geometry to :meth:`finish`.
+    Subclasses build the stages (the residual ones: ``stem`` and ``layer1`` … ``layer4``), override :meth:`run_stage`
+    where a stage is more than the module of its name, and pass the stages' geometry in their order to :meth:`finish`.
     """
 
     fc: nn.Linear | None
@@ -143,25 +143,28 @@ class TrunkNetwork(VideoNetwork):
     def finish(self, layers: Mapping[str, LayerInfo], num_classes: int, dropout: float) -> None:
         """Declare the stages, add the classifier, initialise everything.
 
-        Convolutions get Caffe2's MSRA fill (normal, variance 2 / fan-out), the classifier N(0, 0.01²), biases 0 and
-        normalisation the identity, as in VMZ and torchvision.
+        The classifier gets N(0, 0.01²) and a bias of 0, normalisation the identity; see :meth:`initialize`.
         """
-        self._layers = dict(layers)
+        self._layers = layers
         self.dropout_rate = dropout
         self.reset_classifier(num_classes)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Caffe2's MSRA fill of the convolutions (normal, variance 2 / fan-out), as in VMZ and torchvision."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
-        """``stem`` (what enters the first stage) and ``layer1`` … ``layer4``."""
+        """The stages, in their order."""
         return self._layers
 
     @property
     def feature_dim(self) -> int:
         """Channels of the last stage."""
-        return self._layers["layer4"].channels
+        return list(self._layers.values())[-1].channels
 
     @property
     def num_classes(self) -> int:
