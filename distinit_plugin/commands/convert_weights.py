@@ -16,10 +16,10 @@ The layout is told by the names in the file:
   native           the network's own names: torchvision's and PyTorchVideo's networks, ig65m-pytorch, VMZ's pt/,
                    Places365 (→ Res2D, torchvision/resnet50), files of this program
 
-So are the switches and the number of classes (--opts sets them). SRC may be written by torch.save (any age), safetensors,
-a pickle of numpy arrays (nothing in it is run) or TensorFlow (which need not be installed). DST ends in .pyth (the
-weights as model_state, and the network's description) or .safetensors. Nothing is written unless every tensor on both
-sides is accounted for; the exit code is then 1.
+So are the switches and the number of classes (--opts sets them). SRC may be written by torch.save (any age),
+safetensors, a pickle of numpy arrays (nothing in it is run) or TensorFlow (which need not be installed). DST ends in
+.pyth (the weights as model_state, and the network's description) or .safetensors. Where a tensor of either side is not
+accounted for, nothing is written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-partial", action="store_true", help="write although not all is accounted for; the rest is random"
     )
+    parser.add_argument("--verbose", action="store_true", help="also print the names of the tensors that were loaded")
     parser.add_argument("--cfg", nargs="+", default=[], metavar="YAML", help="take the network from a configuration")
     parser.add_argument(
         "--opts",
@@ -62,5 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
         opts=arguments.opts,
         drop_classifier=arguments.drop_classifier,
         allow_partial=arguments.allow_partial,
+        verbose=arguments.verbose,
     )
     return 0

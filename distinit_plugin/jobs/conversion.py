@@ -14,10 +14,10 @@ import yaml
 from torch import Tensor
 
 from distinit_plugin import build
+from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import NETWORK_DEPTHS, NETWORK_SWITCHES
-from distinit_plugin.config.validate import validate
+from distinit_plugin.config.rules import NETWORK_DEPTHS, NETWORK_SWITCHES, RULES
 from distinit_plugin.engine.checkpoint import save_checkpoint
 from distinit_plugin.errors import ConfigError, UserError, WeightsError
 from distinit_plugin.files import write_file
@@ -100,6 +100,7 @@ def convert(
     opts: Sequence[str] = (),
     drop_classifier: bool = False,
     allow_partial: bool = False,
+    verbose: bool = False,
 ) -> LoadReport:
     """Translate a file, print what became of every tensor, and write it if all are accounted for.
 
@@ -113,6 +114,7 @@ def convert(
         opts: ``KEY VALUE …`` of the nodes that describe a network.
         drop_classifier: Leave the classifier out, on both sides.
         allow_partial: Write even when tensors are missing, unexpected or of another shape.
+        verbose: Also print the names of the tensors that were loaded.
 
     Returns:
         The report, also printed.
@@ -139,11 +141,11 @@ def convert(
     translation = translation._replace(tensors=kept, skipped=(*translation.skipped, *dropped))
     report = compare_translation(state, translation, f"{file.path} ({layout.name if layout else NATIVE})")
     print(_described(target))
-    print(report.describe(None))
+    print(report.describe(None, name_loaded=verbose))
     if not any(not is_counter(key) and key not in translation.filled for key in report.loaded):
         raise WeightsError(_nothing_fits(file, layout, target, state))
     if not report.complete and not allow_partial:
-        raise WeightsError(_unaccounted(report, destination))
+        raise WeightsError(_unaccounted(report, destination) + (layout_hint(layout) if layout else ""))
     copy_tensors(state, translation.tensors, report)
     _write(path, state, target, report)
     print(f"wrote {path}")
@@ -200,13 +202,24 @@ def _fit_switches(target: Target, file: CheckpointFile, layout: Layout | None, *
         elif len(target.cfg.DATA[key]) != channels:
             target.set(f"DATA.{key}", [0.5] * channels)
     if not target.is_image:
-        validate(target.cfg)
+        _check_values(target.cfg)
     if infer and "MODEL.NUM_CLASSES" not in target.given:
         state = target.tensors()
         report = compare_translation(state, _translation(file, layout, state), file.path)
         if only_classifier(report.mismatched):
             target.num_classes = report.mismatched[0].file_shape[0]
             target.set("MODEL.NUM_CLASSES", target.num_classes)
+
+
+def _check_values(cfg: CfgNode) -> None:
+    problems = []
+    for key, rule in RULES.items():
+        node, _, leaf = key.partition(".")
+        problem = rule.problem(key, cfg[node][leaf], get_cfg()[node][leaf]) if node in NODES else None
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _classifier_keys(target: Target) -> dict[str, Tensor]:
@@ -219,9 +232,7 @@ def _classifier_keys(target: Target) -> dict[str, Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------------- the file
-def _recognise(
-    file: CheckpointFile, layout: Layout | None, layout_name: str
-) -> tuple[CheckpointFile, Layout | None]:
+def _recognise(file: CheckpointFile, layout: Layout | None, layout_name: str) -> tuple[CheckpointFile, Layout | None]:
     """The layout, and the file without leading parts that all of its keys share."""
     if layout_name == NATIVE:
         return file, None
@@ -238,9 +249,7 @@ def _translation(file: CheckpointFile, layout: Layout | None, target: Mapping[st
     return translate(file.tensors, target, layout)
 
 
-def _nothing_fits(
-    file: CheckpointFile, layout: Layout | None, target: Target, state: Mapping[str, Tensor]
-) -> str:
+def _nothing_fits(file: CheckpointFile, layout: Layout | None, target: Target, state: Mapping[str, Tensor]) -> str:
     found, own = (", ".join(list(keys)[:3]) for keys in (file.tensors, state))
     candidates = "; ".join(f"{candidate.name} for {candidate.networks}" for candidate in LAYOUTS)
     hint = layout_hint(layout) if layout else f" Layouts that are known: {candidates}; and {NATIVE} names."
@@ -264,13 +273,13 @@ def _unaccounted(report: LoadReport, destination: str) -> str:
     if classifier:
         name, theirs, ours = report.mismatched[0]
         what = (
-            f"the classifier {name.rpartition('.')[0]} has {theirs[0]} classes in the file and {ours[0]} in the network. "
-            "Set MODEL.NUM_CLASSES to the file's number, or leave the classifier out with --drop-classifier."
+            f"the classifier {name.rpartition('.')[0]} has {theirs[0]} classes in the file and {ours[0]} in the "
+            "network. Set MODEL.NUM_CLASSES to the file's number, or leave the classifier out with --drop-classifier."
         )
     else:
         what = (
-            "Set the network's switches as they were when the file was made (--opts), leave a classifier out with "
-            "--drop-classifier, or write what there is with --allow-partial."
+            "Set the network as it was when the file was made (--to, --opts RESNET.DEPTH, NETWORK), leave a classifier out "
+            "with --drop-classifier, or write what there is with --allow-partial."
         )
     return f"not every tensor is accounted for ({', '.join(counts)}), {destination} was not written: {what}"
 

@@ -71,9 +71,7 @@ def load_tensors(
     return report
 
 
-def translate(
-    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], layout: Layout | None = None
-) -> Translation:
+def translate(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], layout: Layout | None = None) -> Translation:
     """The file's tensors under the network's names: by its layout where its keys show one, else as they are.
 
     Args:
@@ -89,7 +87,7 @@ def translate(
     translation = None if layout is None else layout.translate(tensors, target)
     if layout is None or translation is None:
         return Translation(match_keys(tensors, target))
-    note = f"translated from the layout {layout.name} ({layout.origin})"
+    note = f"translated from the layout {layout.name}: {layout.origin}"
     return translation._replace(notes=(note, *translation.notes))
 
 
@@ -164,7 +162,7 @@ def layout_hint(layout: Layout | None) -> str:
     """What the layout of a file says about the networks that it is for."""
     if layout is None:
         return " distinit convert-weights --help lists the public layouts that can be read."
-    return f" It has the layout {layout.name} ({layout.origin}), which is for {layout.networks}."
+    return f" It has the layout {layout.name}, which is for {layout.networks}."
 
 
 def _hint(report: LoadReport) -> str:

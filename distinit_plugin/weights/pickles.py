@@ -86,7 +86,7 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
         for name, stand_in in (("_reconstruct", _reconstruct), ("scalar", _scalar))
     },
 }
-"""(module, name) as they stand in pickles → what is called in their place. ``_codecs.encode`` is added for each file."""
+"""(module, name) as they stand in pickles → what is called in their place; each file adds ``_codecs.encode``."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -24,7 +24,8 @@ from distinit_plugin.weights.pickles import RefusedPickleError, first_object
 from distinit_plugin.weights.tensorflow_checkpoint import index_of, is_index, read_variables
 
 STATE_ENTRIES = ("model_state", "state_dict", "model_state_dict", "model", "blobs")
-"""Where checkpoints keep their weights: PySlowFast and this package, Places365 and most trainers, timm, others, Caffe2."""
+"""Where checkpoints keep their weights: PySlowFast and this package, Places365 and most trainers, timm, others,
+Caffe2."""
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """The first of the pickles that torch wrote into one file before it wrote zip files."""
@@ -89,7 +90,7 @@ def cache_folder() -> Path:
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Read weights from a ``torch.save`` file of any age, safetensors, a pickle of numpy arrays, or a TensorFlow checkpoint.
+    """Read weights: a ``torch.save`` file of any age, safetensors, a pickle of numpy arrays, a TensorFlow checkpoint.
 
     Accepted: a bare state dict, or one under an entry of :data:`STATE_ENTRIES`; Python 2 files; files that wrap keys
     in ``module.``. What kind of file it is, its contents say (but for safetensors).

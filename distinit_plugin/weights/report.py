@@ -51,11 +51,11 @@ class LoadReport:
     def __str__(self) -> str:
         return self.describe()
 
-    def describe(self, names_shown: int | None = NAMES_SHOWN) -> str:
-        """A line for each kind, with up to ``names_shown`` names; ``None``: all of them, also the loaded ones."""
+    def describe(self, names_shown: int | None = NAMES_SHOWN, *, name_loaded: bool = False) -> str:
+        """A line for each kind, with up to ``names_shown`` names (``None``: all), of what was loaded only if asked."""
         lines = [f"weights from {self.source}"]
         for label, names in (
-            ("loaded", self.loaded if names_shown is None else ()),
+            ("loaded", self.loaded if name_loaded else ()),
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("mismatched", tuple(str(mismatch) for mismatch in self.mismatched)),

@@ -99,7 +99,8 @@ def rename_all(
         name = key if ours is None else ours
         if name in origin:
             raise WeightsError(
-                f"{origin[name]} and {key} are both for {name}: the file holds two networks. Split it, nothing was loaded."
+                f"{origin[name]} and {key} are both for {name}: the file holds two networks; nothing was loaded. Split "
+                "it."
             )
         origin[name] = key
         renamed[name] = value if name not in target else _fit_axes(value, target[name])
@@ -122,7 +123,14 @@ def fill_scales(translation: Translation, target: Mapping[str, Tensor]) -> Trans
 
 
 def _fit_axes(value: Tensor, wanted: Tensor) -> Tensor:
-    """A 1×1×1 convolution as a matrix, statistics with axes of size 1 as a vector."""
-    if value.shape == wanted.shape or [n for n in value.shape if n > 1] != [n for n in wanted.shape if n > 1]:
+    """As many axes as the network has: a 1×1×1 convolution as a matrix, statistics (1,1,1,1,C) as a vector."""
+    if value.shape == wanted.shape:
         return value
-    return value.reshape(wanted.shape)
+    shape = list(value.shape)
+    while len(shape) > wanted.ndim and shape[-1] == 1:
+        shape.pop()
+    while len(shape) > wanted.ndim and shape[0] == 1:
+        shape.pop(0)
+    if all(size == 1 for size in wanted.shape[len(shape) :]):
+        shape += [1] * (wanted.ndim - len(shape))
+    return value.reshape(shape)

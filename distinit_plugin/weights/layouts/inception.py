@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from distinit_plugin.weights.layouts.base import MINUS_ONE_TO_ONE, Layout, Translate, Translation, fill_scales, rename_all
+from distinit_plugin.weights.layouts.base import (
+    MINUS_ONE_TO_ONE,
+    Layout,
+    Translate,
+    Translation,
+    fill_scales,
+    rename_all,
+)
 
 STEM = re.compile(r"^Conv[23]d_1a_7x7\.conv\.weight$")
 """Marks the Inception networks of this package: I3D writes Conv3d_, S3DG Conv2d_, as their authors do."""
