@@ -278,8 +278,8 @@ def _unaccounted(report: LoadReport, destination: str) -> str:
         )
     else:
         what = (
-            "Set the network as it was when the file was made (--to, --opts RESNET.DEPTH, NETWORK), leave a classifier out "
-            "with --drop-classifier, or write what there is with --allow-partial."
+            "Set the network as it was when the file was made (--to, --opts RESNET.DEPTH, NETWORK), leave a classifier "
+            "out with --drop-classifier, or write what there is with --allow-partial."
         )
     return f"not every tensor is accounted for ({', '.join(counts)}), {destination} was not written: {what}"
 

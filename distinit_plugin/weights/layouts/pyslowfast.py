@@ -14,6 +14,7 @@ from torch import Tensor
 from distinit_plugin.weights.layouts.base import Layout, Translation, rename_all
 
 _STAGE = re.compile(r"^blocks\.(\d+)\.(multipathway_blocks\.0\.)?res_blocks\.0\.branch2\.")
+_EPS = 1e-5  # of PySlowFast's BN
 _X3D_STEM = "blocks.0.conv.conv_t.weight"
 
 _IN_STEM = re.compile(r"^s1\.pathway([01])_stem\.(conv_xy|conv|bn)\.(\w+)$")
@@ -58,7 +59,32 @@ def translate_pyslowfast(tensors: Mapping[str, Tensor], target: Mapping[str, Ten
             return f"blocks.{head}.{parts.get(found[1], 'proj')}.{found[2]}"
         return None
 
-    return rename_all(tensors, target, rename)
+    return _fold_shortcuts(rename_all(tensors, target, rename), target)
+
+
+def _fold_shortcuts(translation: Translation, target: Mapping[str, Tensor]) -> Translation:
+    """BN of shortcuts that PyTorchVideo's X3D does not have (in its first stage), put into what is added up there.
+
+    ``scale · conv(x) + shift`` becomes a scaled kernel and a shift of the other summand's last BN: the same network in
+    evaluation.
+    """
+    tensors, notes = dict(translation.tensors), []
+    for mean in [key for key in tensors if key.endswith(".branch1_norm.running_mean") and key not in target]:
+        block = mean.removesuffix(".branch1_norm.running_mean")
+        names = [f"{block}.branch1_norm.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+        kernel, other = f"{block}.branch1_conv.weight", f"{block}.branch2.norm_c.bias"
+        if not all(name in tensors for name in (*names, kernel, other)):
+            continue
+        gamma, beta, average, variance = (tensors.pop(name) for name in names)
+        tensors.pop(f"{block}.branch1_norm.num_batches_tracked", None)
+        scale = gamma / (variance + _EPS).sqrt()
+        tensors[kernel] = tensors[kernel] * scale[:, None, None, None, None]
+        tensors[other] = tensors[other] + beta - average * scale
+        notes.append(
+            f"{block}: PyTorchVideo's shortcut has no BN, so the file's is folded into branch1_conv and norm_c: the "
+            "same in evaluation, not the same to fine-tune"
+        )
+    return translation._replace(tensors=tensors, notes=(*translation.notes, *notes))
 
 
 def _in_block(key: str, is_x3d: bool) -> str | None:
