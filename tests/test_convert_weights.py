@@ -125,7 +125,22 @@ def two_networks() -> dict[str, torch.Tensor]:
     return {**layouts.kinetics_i3d(state), **layouts.kinetics_i3d(state, "Flow/inception_i3d/")}
 
 
-FIVE = ["--opts", "MODEL.NUM_CLASSES", "5"]
+class Sharing:
+    """An array whose contents are those of its brothers, in the file only once."""
+
+    contents = bytes(1000)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rebuild, arguments, _ = np.zeros(1).__reduce__()
+        return rebuild, arguments, (1, (1000,), np.dtype("u1"), False, self.contents)
+
+
+def shared_contents() -> bytes:
+    data = pickle.dumps({str(index): Sharing() for index in range(200)}, protocol=4)
+    assert len(data) < 200 * 1000
+    return data
+
+
 R21D = ["--to", "R2Plus1D"]
 BAD = {
     "runs code": (pickled({"blobs": {"conv1_w": Evil()}}), R21D, ("x.pkl", "posix.mkdir", "could run code", "refused")),
@@ -143,6 +158,7 @@ BAD = {
     ),
     "object array": (pickled({"blobs": np.array([{}], dtype=object)}), R21D, ("type 'O8'", "refused")),
     "huge memo": (pickled(b"\x80\x02Nr\xff\xff\xff\x7f."), R21D, ("more memory than a file of weights needs",)),
+    "shared contents": (pickled(shared_contents()), R21D, ("more values than the file holds",)),
     "huge text": (pickled(b"\x80\x04X\xff\xff\xff\x7fabc."), R21D, ("cannot be read as weights",)),
     "truncated torch file": (cut_torch, R21D, ("x.pth", "cannot be read as weights", "truncated")),
     "truncated pickle": (cut_pickle, R21D, ("x.pkl", "cannot be read as weights", "truncated")),

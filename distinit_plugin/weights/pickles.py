@@ -14,7 +14,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -46,21 +46,30 @@ class _Type:
 
 
 class _Array:
-    """What a pickled ``numpy.ndarray`` becomes."""
+    """What a pickled ``numpy.ndarray`` becomes; its contents are decoded when all is read."""
 
     def __init__(self, *_arguments: object) -> None:
-        self.values: np.ndarray | None = None
+        self.shape: tuple[int, ...] = ()
+        self.order: Literal["C", "F"] = "C"
+        self.type = _Type("u1")
+        self.data: bytes | str = b""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """(version, shape, dtype, Fortran order, bytes)."""
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Type) or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError("an array of a strange shape or type")
-        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
-        if math.prod(shape) * dtype.numpy.itemsize != len(raw):
-            raise ValueError("an array whose shape and bytes differ")
-        flat = np.frombuffer(raw, dtype.numpy)
-        self.values = flat.reshape(shape, order="F" if fortran else "C")
+        """(version, shape, dtype, Fortran order, contents)."""
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _Type) or not isinstance(data, bytes | str):
+            raise ValueError("an array of a strange type")
+        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError("an array of a strange shape")
+        if math.prod(shape) * kind.numpy.itemsize != len(data):
+            raise ValueError("an array whose shape and contents differ")
+        self.shape, self.type, self.order, self.data = tuple(shape), kind, "F" if fortran else "C", data
+
+    def tensor(self) -> Tensor:
+        """A copy of the contents, in this machine's byte order."""
+        raw = self.data.encode("latin1") if isinstance(self.data, str) else self.data
+        values = np.frombuffer(raw, self.type.numpy).reshape(self.shape, order=self.order)
+        return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
 
 
 def _scalar(dtype: _Type, data: bytes | str) -> float | int | bool:
@@ -129,7 +138,7 @@ def first_object(path: Path) -> Any:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _check_opcodes(data)
         data.seek(0)
-        return _as_tensors(_Unpickler(data, len(data)).load())
+        return _as_tensors(_Unpickler(data, len(data)).load(), [len(data)])
 
 
 def _check_opcodes(data: mmap.mmap) -> None:
@@ -161,16 +170,16 @@ class _Steady(io.RawIOBase):
         return self.data.tell()
 
 
-def _as_tensors(value: Any, depth: int = 0) -> Any:
-    """Arrays become tensors, in the outer two levels of dicts, where weights are."""
+def _as_tensors(value: Any, left: list[int], depth: int = 0) -> Any:
+    """Arrays become tensors, in the outer two levels of dicts, where weights are.
+
+    ``left``: bytes that may still be decoded; many arrays cannot share contents and grow beyond the file.
+    """
     if isinstance(value, _Array):
-        if value.values is None:
-            raise ValueError("an array without contents")
-        return _tensor(value.values)
+        left[0] -= len(value.data)
+        if left[0] < 0:
+            raise RefusedPickleError("more values than the file holds")
+        return value.tensor()
     if isinstance(value, dict) and depth < 2:
-        return {key: _as_tensors(item, depth + 1) for key, item in value.items()}
+        return {key: _as_tensors(item, left, depth + 1) for key, item in value.items()}
     return value
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
