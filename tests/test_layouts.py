@@ -11,6 +11,7 @@ import layouts
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 from torchvision.models.video import s3d
 
 from distinit_plugin.commands import convert_weights
@@ -296,6 +297,16 @@ def test_pyslowfast_checkpoint(tmp_path: Path) -> None:
     expected = logits_of(network, clip)
     assert (logits_of(again, clip) - expected).abs().max() <= 1e-4 * expected.abs().max()  # folding rounds
     assert (logits_of(again, clip.flip(2)) - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+def test_image_network(tmp_path: Path) -> None:
+    """Places365 wraps keys and has no batch counters; the network is torchvision's."""
+    torch.manual_seed(0)
+    theirs = layouts.state_of(resnet18(num_classes=11))
+    torch.save({"arch": "resnet18", "state_dict": wrapped(theirs)}, tmp_path / "places.pth.tar")
+    assert convert(str(tmp_path / "places.pth.tar"), str(tmp_path / "x.pth"), to="torchvision/resnet18").complete
+    ours = read_checkpoint(tmp_path / "x.pth").tensors
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
 def test_loading_a_public_file_directly(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Target:
         self.name, self.cfg, self.given = name, cfg, given
         self.is_image = _is_image_network(name)
         self.num_classes = cfg.MODEL.NUM_CLASSES
+        self.knows_input = {"DATA.MEAN", "DATA.STD"} <= given
 
     def build(self, device: str) -> Network:
         """The network, with random weights (none on ``meta``)."""
@@ -86,6 +87,7 @@ class Target:
         if not self.is_image:
             keys = ("MODALITY", *NETWORK_SWITCHES.get(self.name, ()))
             nodes["NETWORK"] = {key: self.cfg.NETWORK[key] for key in keys}
+        if self.knows_input and not self.is_image:
             nodes["DATA"] = {key: list(self.cfg.DATA[key]) for key in ("MEAN", "STD")}
         return nodes
 
@@ -196,6 +198,7 @@ def _fit_switches(target: Target, file: CheckpointFile, layout: Layout | None, *
         for switch, value in {**found, **(layout.switches if layout else {})}.items():
             target.set(_KEYS[switch], value)
     channels = 3 if target.cfg.NETWORK.MODALITY == "rgb" else 2
+    target.knows_input |= layout is not None
     for key, values in (("MEAN", layout.mean if layout else None), ("STD", layout.std if layout else None)):
         if values is not None:
             target.set(f"DATA.{key}", list(values[:channels]))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from distinit_plugin.models.r2plus1d import mid_channels
 from distinit_plugin.models.residual import STAGE_DEPTHS
 
 _BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.")
@@ -42,9 +43,10 @@ def _residual(tensors: Mapping[str, Tensor], stem: str) -> dict[str, object]:
     if depths:
         has_bottlenecks = any(key.startswith("layer1.0.conv3.") for key in tensors)
         found["depth"] = max(depths) if has_bottlenecks else min(depths)
-    first, second = (tensors.get(f"layer2.0.conv{position}.0.0.weight") for position in (1, 2))
-    if first is not None and second is not None:  # VMZ has middle channels for each convolution of a block
-        found["variant"] = "torchvision" if first.shape[0] == second.shape[0] else "vmz"
+    factored = tensors.get("layer2.0.conv2.0.0.weight")
+    if factored is not None:  # VMZ has middle channels for each convolution, torchvision for the block's input
+        middle, channels = factored.shape[:2]
+        found["variant"] = "vmz" if middle == mid_channels(channels, channels) else "torchvision"
     return found
 
 
