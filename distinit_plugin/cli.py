@@ -33,6 +33,7 @@ VERBS = {
     "probe": Verb("probe", "k-NN and linear probe of a checkpoint's frozen features"),
     "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
+    "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
 }
 

@@ -153,7 +153,11 @@ WEIGHTS = [
         lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/squeezenet1_0"),
         (TEACHER, "teacher.pth", "another network"),
     ),
-    Case("teacher's file needs unsafe loading", unsafe_pickle, (TEACHER, "evil.pkl cannot be read as weights")),
+    Case(
+        "teacher's file needs unsafe loading",
+        unsafe_pickle,
+        (TEACHER, "evil.pkl", "mkdir", "could run code, so it is refused"),
+    ),
     Case(
         "teacher's file is a web page",
         lambda p: p.job(f"{TEACHER}.WEIGHTS", p.file("x.pth", HTML)),

@@ -21,7 +21,7 @@ from distinit_plugin.teachers.frozen import Frozen
 from distinit_plugin.teachers.image import TimmClassifier, TorchvisionClassifier
 from distinit_plugin.teachers.video import NetworkTeacher
 from distinit_plugin.types import Network, Pick, ViewSpec
-from distinit_plugin.weights.load import compare, load_tensors, match_keys
+from distinit_plugin.weights.load import compare, load_tensors, translate
 from distinit_plugin.weights.read import CheckpointFile
 from distinit_plugin.weights.report import Mismatch
 from distinit_plugin.weights.sources import TIMM_DEFAULT, source_weights, timm_config, torchvision_tags
@@ -176,13 +176,16 @@ def _load(network: Network, file: CheckpointFile, arch: str, layer: str, num_cla
     if isinstance(network, DetectionBackbone):
         prefix = "backbone."
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    translation = translate(tensors, network.bare_state_dict())
     gone = _drop_classifier(network, layer)
     target = network.bare_state_dict()
-    tensors = _without(match_keys(tensors, [*target, *gone]), gone)
+    tensors = _without(translation.tensors, gone)
     report = compare(target, tensors, file.path)
     _refuse_other_classes(report.mismatched, arch, file.path, num_classes)
     report = load_tensors(target, tensors, f"teacher {arch}: {file.path}", strict=True)
     logger.info("teacher %s: %d tensors from %s", arch, len(report.loaded), file.path)
+    for note in translation.notes:
+        logger.info("teacher %s: %s", arch, note)
 
 
 def _without(tensors: Mapping[str, Tensor], gone: Collection[str]) -> dict[str, Tensor]:

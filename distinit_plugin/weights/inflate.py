@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -65,9 +66,7 @@ def inflate_state_dict(
     inflated = {key: _fit(key, value, target.get(key)) for key, value in renamed.items()}
     report = compare(target, inflated, source)
     _refuse_unequal(report, target)
-    report = LoadReport(
-        source, report.loaded, report.missing, report.unexpected, report.mismatched, _notes(network_3d, report)
-    )
+    report = replace(report, notes=_notes(network_3d, report))
     copy_tensors(target, inflated, report)
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from distinit_plugin.errors import WeightsError
 from distinit_plugin.types import Network
 from distinit_plugin.weights.keymaps import align_prefix, is_counter, modern_key
+from distinit_plugin.weights.layouts import Layout, Translation, detect
 from distinit_plugin.weights.read import read_checkpoint
 from distinit_plugin.weights.report import LoadReport, Mismatch, shorten
 
@@ -22,7 +24,7 @@ def load_weights(
     strict: bool = False,
     allow_missing_prefixes: Collection[str] = (),
 ) -> LoadReport:
-    """Load a file into a network, in place.
+    """Load a file into a network, in place; public layouts are translated on the way, and the report says so.
 
     A classifier for another number of classes is left at its initialisation and reported as mismatched; so are keys
     that only one side has. BN batch counters may be absent.
@@ -60,13 +62,39 @@ def load_tensors(
     Raises:
         WeightsError: As :func:`load_weights`.
     """
-    tensors = match_keys(tensors, target)
-    report = compare(target, tensors, source)
-    _refuse_other_network(report, target)
+    translation = translate(tensors, target)
+    report = compare_translation(target, translation, source)
+    _refuse_other_network(report, target, detect(tensors)[0])
     if strict:
         _refuse_differences(report, tuple(allow_missing_prefixes))
-    copy_tensors(target, tensors, report)
+    copy_tensors(target, translation.tensors, report)
     return report
+
+
+def translate(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], layout: Layout | None = None) -> Translation:
+    """The file's tensors under the network's names: by its layout where its keys show one, else as they are.
+
+    Args:
+        tensors: The file's.
+        target: The network's.
+        layout: Overrides what the keys show.
+
+    Raises:
+        WeightsError: The file holds two networks.
+    """
+    if layout is None:
+        layout, tensors = detect(tensors)
+    translation = None if layout is None else layout.translate(tensors, target)
+    if layout is None or translation is None:
+        return Translation(match_keys(tensors, target))
+    note = f"translated from the layout {layout.name}: {layout.origin}"
+    return translation._replace(notes=(note, *translation.notes))
+
+
+def compare_translation(target: Mapping[str, Tensor], translation: Translation, source: str) -> LoadReport:
+    """:func:`compare`, with what the translation has to say."""
+    report = compare(target, translation.tensors, source)
+    return replace(report, skipped=translation.skipped, notes=translation.notes)
 
 
 def match_keys(tensors: Mapping[str, Tensor], target: Collection[str]) -> dict[str, Tensor]:
@@ -116,7 +144,7 @@ def copy_tensors(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor], re
             target[key].copy_(tensors[key])
 
 
-def _refuse_other_network(report: LoadReport, target: Mapping[str, Tensor]) -> None:
+def _refuse_other_network(report: LoadReport, target: Mapping[str, Tensor], layout: Layout | None) -> None:
     weights = [key for key in report.loaded if not is_counter(key)]
     if report.mismatched and not only_classifier(report.mismatched):
         shapes = tuple(str(mismatch) for mismatch in report.mismatched)
@@ -126,8 +154,15 @@ def _refuse_other_network(report: LoadReport, target: Mapping[str, Tensor]) -> N
     if not weights:
         raise WeightsError(
             f"{report.source} is of another network: none of its tensors ({shorten(report.unexpected) or 'none'}) is "
-            f"one of the network's ({shorten(tuple(target))}); nothing was loaded."
+            f"one of the network's ({shorten(tuple(target))}); nothing was loaded.{layout_hint(layout)}"
         )
+
+
+def layout_hint(layout: Layout | None) -> str:
+    """What the layout of a file says about the networks that it is for."""
+    if layout is None:
+        return " distinit convert-weights --help lists the public layouts that can be read."
+    return f" It has the layout {layout.name}, which is for {layout.networks}."
 
 
 def _hint(report: LoadReport) -> str:

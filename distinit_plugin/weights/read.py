@@ -6,6 +6,7 @@ Nothing but tensors and plain values is ever unpickled. Every way in which a fil
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 import zipfile
@@ -19,9 +20,15 @@ from torch import Tensor
 
 from distinit_plugin.errors import WeightsError
 from distinit_plugin.weights.keymaps import WRAPPER_PREFIXES, strip_common_prefix
+from distinit_plugin.weights.pickles import RefusedPickleError, first_object
+from distinit_plugin.weights.tensorflow_checkpoint import index_of, is_index, read_variables
 
-STATE_ENTRIES = ("model_state", "state_dict", "model_state_dict", "model")
-"""Where checkpoints keep their weights: PySlowFast and this package, Places365 and most trainers, timm, others."""
+STATE_ENTRIES = ("model_state", "state_dict", "model_state_dict", "model", "blobs")
+"""Where checkpoints keep their weights: PySlowFast and this package, Places365 and most trainers, timm, others,
+Caffe2."""
+
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+"""The first of the pickles that torch wrote into one file before it wrote zip files."""
 
 _UNSAFE_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _UNPICKLER_SAYS = re.compile(r"WeightsUnpickler error:\s+(.+)")
@@ -64,6 +71,10 @@ def find_weights_file(name: str | Path) -> Path:
         return cached
     if path.is_dir():
         raise WeightsError(f"the weights {path} are a folder. Name one file in it.")
+    if not path.is_file() or ".data-" in path.name:
+        index = index_of(path)  # TensorFlow's checkpoints are several files with one name
+        if index is not None and index.is_file():
+            return index
     if not path.is_file():
         origin = next((f" {text}" for part, text in _KNOWN_ORIGINS.items() if part in path.name.lower()), "")
         raise WeightsError(
@@ -79,10 +90,10 @@ def cache_folder() -> Path:
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Read weights from a ``torch.save`` file of any age, or a safetensors file.
+    """Read weights: a ``torch.save`` file of any age, safetensors, a pickle of numpy arrays, a TensorFlow checkpoint.
 
     Accepted: a bare state dict, or one under an entry of :data:`STATE_ENTRIES`; Python 2 files; files that wrap keys
-    in ``module.``.
+    in ``module.``. What kind of file it is, its contents say (but for safetensors).
 
     Raises:
         WeightsError: The file is missing, a folder, empty, text, truncated, damaged, holds more than tensors and plain
@@ -90,7 +101,7 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
     """
     path = find_weights_file(path)
     _refuse_impossible(path)
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    loaded = _read_any(path)
     entry, state = _find_state(path, loaded)
     tensors = {}
     for key, value in state.items():
@@ -121,6 +132,47 @@ def _refuse_impossible(path: Path) -> None:
         )
 
 
+def _read_any(path: Path) -> Mapping[Any, Any]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if is_index(path):
+        return _read_tensorflow(path)
+    with open(path, "rb") as file:
+        is_pickle = file.read(1) == pickle.PROTO
+    first = _read_pickle(path) if is_pickle else _TORCH_MAGIC
+    loaded = _read_torch(path) if isinstance(first, int) and first == _TORCH_MAGIC else first
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(
+            f"{path} holds a {type(loaded).__name__}, not a state dict. Save network.state_dict() instead."
+        )
+    return loaded
+
+
+def _read_pickle(path: Path) -> Any:
+    """The first object of a pickle; torch's older files are several, the first of them a number."""
+    try:
+        return first_object(path)
+    except RefusedPickleError as error:
+        raise WeightsError(
+            f"{path} is a pickle that holds more than arrays and plain values ({error}): reading it could run code, so "
+            "it is refused. If you trust its author, write its arrays anew with torch.save or safetensors."
+        ) from error
+    except Exception as error:  # a hostile pickle can raise anything
+        raise WeightsError(_unreadable(path, error)) from error
+
+
+def _read_tensorflow(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return read_variables(path)
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} is the index of a TensorFlow checkpoint, and its data file {Path(error.filename).name} is not "
+            "beside it. Copy that too."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise WeightsError(_unreadable(path, error)) from error
+
+
 def _read_safetensors(path: Path) -> Mapping[Any, Any]:
     try:
         from safetensors.torch import load_file
@@ -132,12 +184,12 @@ def _read_safetensors(path: Path) -> Mapping[Any, Any]:
         raise WeightsError(_unreadable(path, error)) from error
 
 
-def _read_torch(path: Path) -> Mapping[Any, Any]:
+def _read_torch(path: Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_sums(path)
     try:
-        loaded = _torch_load(path, is_zip)
+        return _torch_load(path, is_zip)
     except Exception as error:  # a hostile pickle can raise anything
         unsafe = _UNSAFE_GLOBAL.search(str(error))
         if unsafe:
@@ -147,11 +199,6 @@ def _read_torch(path: Path) -> Mapping[Any, Any]:
                 "torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW)."
             ) from error
         raise WeightsError(_unreadable(path, error)) from error
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(
-            f"{path} holds a {type(loaded).__name__}, not a state dict. Save network.state_dict() instead."
-        )
-    return loaded
 
 
 def _torch_load(path: Path, is_zip: bool) -> Any:

@@ -31,6 +31,7 @@ class LoadReport:
             are not counted.
         unexpected: Keys of the file that the network does not have.
         mismatched: Keys with different shapes on both sides (they keep their initialisation).
+        skipped: Names of the file that are no weights of a network (slots of the optimizer), or that nobody wants.
         notes: Remarks for the reader.
     """
 
@@ -39,6 +40,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
+    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -47,21 +49,30 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        lines = [f"weights from {self.source}", f"  loaded      {len(self.loaded):5d}"]
+        return self.describe()
+
+    def describe(self, names_shown: int | None = NAMES_SHOWN, *, name_loaded: bool = False) -> str:
+        """A line for each kind, with up to ``names_shown`` names (``None``: all), of what was loaded only if asked."""
+        lines = [f"weights from {self.source}"]
         for label, names in (
+            ("loaded", self.loaded if name_loaded else ()),
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("mismatched", tuple(str(mismatch) for mismatch in self.mismatched)),
+            ("skipped", self.skipped),
         ):
-            shown = f"  {shorten(names)}" if names else ""
-            lines.append(f"  {label:<11} {len(names):5d}{shown}")
+            count = len(self.loaded) if label == "loaded" else len(names)
+            if label == "skipped" and not names:
+                continue
+            shown = ", ".join(names) if names_shown is None else shorten(names, names_shown)
+            lines.append(f"  {label:<11} {count:5d}{'  ' if shown else ''}{shown}")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def shorten(names: tuple[str, ...]) -> str:
+def shorten(names: tuple[str, ...], names_shown: int = NAMES_SHOWN) -> str:
     """The first few names, and how many more there are."""
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f", … and {more} more" if more > 0 else "")
+    more = len(names) - names_shown
+    return ", ".join(names[:names_shown]) + (f", … and {more} more" if more > 0 else "")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

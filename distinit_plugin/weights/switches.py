@@ -1,0 +1,73 @@
+"""What a network's weights tell of its switches: their names and shapes, under the names of our networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from distinit_plugin.models.r2plus1d import mid_channels
+from distinit_plugin.models.residual import DEPTHS
+
+_BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.")
+_INCEPTION_STEM = re.compile(r"^(Conv[23]d_)1a_7x7\.conv\.weight$")
+_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
+_NORMALISED = re.compile(r"\.(bn|temporal_bn)\.weight$")
+
+
+def switches_of(tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> dict[str, object]:
+    """Switch → value, for those that names and shapes decide; ``modality`` is among them.
+
+    Args:
+        tensors: Under the keys of Res3D, R2Plus1D, Res2D, I3D or S3DG; others give nothing.
+        filled: Keys that the file does not have itself.
+    """
+    stem = next((key for key in tensors if _INCEPTION_STEM.match(key)), None)
+    if stem is not None:
+        return _inception(tensors, stem, filled)
+    stem = next((key for key in ("stem.0.weight", "conv1.weight") if key in tensors), None)
+    return {} if stem is None or not any(_BLOCK.match(key) for key in tensors) else _residual(tensors, stem)
+
+
+def _residual(tensors: Mapping[str, Tensor], stem: str) -> dict[str, object]:
+    found: dict[str, object] = _modality(tensors[stem])
+    factored_stem = tensors.get("stem.3.weight")
+    found["width"] = (tensors[stem] if factored_stem is None else factored_stem).shape[0]
+    blocks: dict[str, set[str]] = {}
+    for key in tensors:
+        if match := _BLOCK.match(key):
+            blocks.setdefault(match[1], set()).add(match[2])
+    counts = tuple(len(blocks.get(stage, ())) for stage in "1234")
+    bottleneck = any(key.startswith("layer1.0.conv3.") for key in tensors)
+    for depth, blocks_of in DEPTHS.items():
+        if (blocks_of.num_blocks, blocks_of.bottleneck) == (counts, bottleneck):
+            found["depth"] = depth
+    factored = tensors.get("layer2.0.conv2.0.0.weight")
+    if factored is not None:  # VMZ has middle channels for each convolution, torchvision for the block's input
+        middle, channels = factored.shape[:2]
+        found["variant"] = "vmz" if middle == mid_channels(channels, channels) else "torchvision"
+    return found
+
+
+def _inception(tensors: Mapping[str, Tensor], stem: str, filled: Collection[str]) -> dict[str, object]:
+    prefix = stem[: len("Conv3d_")]
+    found: dict[str, object] = _modality(tensors[stem])
+    temporal = tensors.get(f"{prefix}1a_7x7.temporal.weight")
+    found["width"] = tensors[stem].shape[0]
+    found["affine_norm"] = any(_NORMALISED.search(key) and key not in filled for key in tensors)
+    found["separable_stem"] = temporal is not None
+    found["stem_frames"] = (tensors[stem] if temporal is None else temporal).shape[2]
+    found["temporal_norm"] = any(".temporal_bn." in key for key in tensors)
+    for switch, part in (("temporal_from", ".temporal.weight"), ("gating_from", ".gate.weight")):
+        having = (start for start in _STARTS if any(_is_in(start, prefix, key) and part in key for key in tensors))
+        found[switch] = next(having, "none")
+    return found
+
+
+def _is_in(start: str, prefix: str, key: str) -> bool:
+    return key.startswith(f"{prefix}2c_3x3." if start == "2C" else f"Mixed_{start.lower()}.")
+
+
+def _modality(kernel: Tensor) -> dict[str, object]:
+    return {"modality": {2: "flow", 3: "rgb"}[kernel.shape[1]]} if kernel.shape[1] in (2, 3) else {}
