@@ -60,6 +60,16 @@ class FrameSource(Protocol):
         """
         ...
 
+    def stream(self, indices: Sequence[int] | Int64Array) -> Iterator[Frames]:
+        """Frames by increasing number, each (H,W,3) uint8 RGB, one at a time in one pass; none is kept.
+
+        The time that the source may take starts anew with each frame.
+
+        Raises:
+            VideoError: A frame cannot be given; the reason names it.
+        """
+        ...
+
     def close(self) -> None:
         """Close the files; more than once is fine."""
         ...
@@ -121,6 +131,7 @@ class VideoReader:
         self._deadline = Deadline(self.path, timeout)
         self._container: av.container.InputContainer | None = None
         self._reformatter = VideoReformatter()
+        self._missing = ""
         status = stat_file(self.path)
         cached = cache.get(self.path, status) if cache is not None else None
         try:
@@ -175,6 +186,54 @@ class VideoReader:
                 self._read_span(span, frames[done : done + len(span)], window)
                 done += len(span)
         return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
+
+    def stream(self, indices: Sequence[int] | Int64Array) -> Iterator[Frames]:
+        """Frames by increasing number, one at a time in one pass over the file; see ``FrameSource``.
+
+        Raises:
+            VideoError: A frame cannot be decoded, or nothing comes for too long.
+        """
+        wanted = [int(index) for index in indices]
+        assert all(a < b for a, b in zip(wanted, wanted[1:], strict=False)), "frames of a stream increase"
+        done = 0
+        with video_errors(self.path, "cannot be decoded"):
+            key = self._last_key(wanted[0])
+            if self._go_to(key):
+                for frame in self._in_order(self._frames_from(key, wanted), wanted):
+                    yield self._convert(frame)
+                    done += 1
+            if done < len(wanted):  # as for ``read``, the long way decides
+                if not self._at_start:
+                    self._open()
+                for frame in self._in_order(self._all_frames(), wanted[done:]):
+                    yield self._convert(frame)
+                    done += 1
+        if done < len(wanted):
+            raise VideoError(
+                self.path,
+                f"frame {wanted[done]} of {self.index.num_frames} cannot be decoded: {self._missing}",
+            )
+
+    def _in_order(self, frames: Iterator[VideoFrame], wanted: list[int]) -> Iterator[VideoFrame]:
+        """The wanted ones of some frames; ends early at one that is not to be had, with the reason in ``_missing``."""
+        counted = len(self.index.stamps) == 0
+        names = wanted if counted else self.index.stamps[wanted].tolist()
+        place = 0
+        self._missing = "the decoder does not give it"
+        try:
+            for count, frame in enumerate(frames):
+                if (count if counted else frame.pts) != names[place]:
+                    continue
+                if frame.is_corrupt:
+                    self._missing = "it is damaged"
+                    return
+                self._deadline.restart()
+                yield frame
+                place += 1
+                if place == len(names):
+                    return
+        except av.error.FFmpegError as error:
+            self._missing = describe(error)
 
     def _open(self) -> None:
         self.close()
