@@ -182,7 +182,7 @@ def test_a_rank_without_videos_takes_part_in_the_sum():
     reduced = []
     with pytest.raises(UserError, match="none of the 7 videos"):
         run(keys=[], all_reduce_sum=lambda tensor: reduced.append(tensor.shape) or tensor)
-    assert reduced == [(7, 3), (7,), (), ()]
+    assert reduced == [(7, 3), (7, 3), (7,), (), ()]
 
 
 def test_files(tmp_path):

@@ -159,6 +159,6 @@ def _differing_classes(one: Scores, other: Scores) -> str:
     place = next((number for number, (a, b) in pairs if a != b), min(len(one.class_names), len(other.class_names)))
     names = [run.class_names[place] if place < len(run.class_names) else "missing" for run in (one, other)]
     return (
-        f"{one.name} and {other.name} have different classes ({len(one.class_names)} and {len(other.class_names)}; class "
-        f"{place} is '{names[0]}' and '{names[1]}'), so their scores cannot be averaged."
+        f"{one.name} and {other.name} have different classes ({len(one.class_names)} and {len(other.class_names)}; "
+        f"class {place} is '{names[0]}' and '{names[1]}'), so their scores cannot be averaged."
     )

@@ -136,8 +136,8 @@ class Evaluation:
     def write(self, folder: str | Path) -> None:
         """Write ``metrics.json``, ``scores.npz``, ``videos.csv`` and ``confusion.csv`` to ``folder``.
 
-        ``scores.npz`` holds ``paths`` (V,), ``labels`` (V,), ``scores`` (V,K, probabilities) and ``logits`` (V,K) of the
-        used videos, and ``class_names``.
+        ``scores.npz`` holds ``paths`` (V,), ``labels`` (V,), ``scores`` (V,K), ``logits`` (V,K) of the used videos, and
+        ``class_names``.
         ``videos.csv`` has a row for every video that was asked for: with 0 clips it was left out, the note says why.
         """
         folder = Path(folder)

@@ -79,7 +79,7 @@ def rows_of(
         for name, values in outputs.items():
             if not torch.isfinite(values).all():
                 raise UserError(
-                    f"{name} are not finite: the checkpoint is broken, or this machine's precision is too coarse for it."
+                    f"{name} are not finite: the checkpoint is broken, or this machine's precision too coarse for it."
                 )
             rows[name] = values.numpy()
         yield rows
@@ -87,6 +87,10 @@ def rows_of(
 
 class _ComputingError(Exception):
     """Carries a RuntimeError of the network past the writer, which takes its own for failed writes."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__()
+        self.error = error
 
 
 def write_rows(path: Path, fmt: str, batches: Iterator[Rows], count: int, dtype: np.dtype[np.void]) -> None:
@@ -108,13 +112,12 @@ def write_rows(path: Path, fmt: str, batches: Iterator[Rows], count: int, dtype:
         try:
             yield from batches
         except RuntimeError as error:
-            raise _ComputingError from error
+            raise _ComputingError(error) from error
 
     try:
         write_file(path, lambda file: write(file, carried(), count, dtype))
-    except _ComputingError as error:
-        assert error.__cause__ is not None
-        raise error.__cause__ from None
+    except _ComputingError as carrier:
+        raise carrier.error from None
 
 
 def _write_npy(file: BinaryIO, batches: Iterator[Rows], count: int, dtype: np.dtype[np.void]) -> None:

@@ -41,8 +41,8 @@ def ensemble(
     """
     if weights and (len(weights) != len(runs) or min(weights) < 0 or not sum(weights) > 0):
         raise UserError(
-            f"--weights: {' '.join(f'{weight:g}' for weight in weights)} does not fit {len(runs)} runs. Give one number "
-            "≥ 0 per run, not all 0."
+            f"--weights: {' '.join(f'{weight:g}' for weight in weights)} does not fit {len(runs)} runs. Give one "
+            "number ≥ 0 per run, not all 0."
         )
     files = [scores_file(run) for run in runs]
     repeated = [str(file) for file in files if files.count(file) > 1]

@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from distinit_plugin.data.windows import SlidingWindows, Spacing
-from distinit_plugin.engine.features import POOLED, import_parquet, outputs_of, row_type, rows_of, write_rows
 from distinit_plugin.engine.evaluate import evaluation_mode
+from distinit_plugin.engine.features import POOLED, import_parquet, outputs_of, row_type, rows_of, write_rows
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_text
 from distinit_plugin.jobs.session import Session, example_views, open_session
