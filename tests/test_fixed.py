@@ -65,7 +65,7 @@ def fixed_cfg(videos, pretrained, output, **sections):
         "INIT": {"TRAINABLE": "classifier"},
         "TRAIN": {"CHECKPOINT_FILE_PATH": str(pretrained)},
         "TEST": {"ENABLE": True, "NUM_SPATIAL_CROPS": 3},
-        "SOLVER": {"MAX_EPOCH": 4, "BASE_LR": 2.0, "LR_POLICY": "cosine", "WARMUP_EPOCHS": 1, "WEIGHT_DECAY": 1e-3},
+        "SOLVER": {"MAX_EPOCH": 4, "BASE_LR": 0.1, "LR_POLICY": "cosine", "WARMUP_EPOCHS": 1, "WEIGHT_DECAY": 1e-3},
     }
     return small_cfg(videos, output, **merged(base, sections))
 

@@ -55,8 +55,8 @@ class FeatureClassifier(nn.Module):
                 fits = torch.allclose(self.fc(output.features), output.logits, rtol=1e-3, atol=1e-5)
         if not fits:
             raise UserError(
-                f"the logits of {type(network).__name__} are no linear layer of its pooled features, so features cannot "
-                "be extracted once. Use distinit run with INIT.TRAINABLE classifier."
+                f"the logits of {type(network).__name__} are no linear layer of its pooled features, so features "
+                "cannot be extracted once. Use distinit run with INIT.TRAINABLE classifier."
             )
 
     @property

@@ -5,6 +5,9 @@ effect on what has been seen: a convolution or pool takes the extremes of its wi
 its parts, an activation nothing. Each unit then holds the first and the last coordinate that can reach it, whatever the
 weights are. A global average that is multiplied back in (gates, squeeze and excitation) sees everything: it is noted
 apart, so that the field of the convolutions and pools stays visible.
+
+For I3D this agrees with Fig. 3 of arXiv 1705.07750 up to MaxPool3d_4a (23 × 75²). Behind it the figure's 59 × 219² is
+what four Mixed_4 modules and the pool give; the network has five, so that MaxPool3d_5a sees 67 × 251².
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class VideoReader:
             VideoError: A frame cannot be decoded, or nothing comes for too long.
         """
         wanted = [int(index) for index in indices]
-        assert wanted and bool((np.diff(wanted) > 0).all()), "frames of a stream increase"
+        assert bool((np.diff(wanted) > 0).all()), "frames of a stream increase"
         done = 0
         with video_errors(self.path, "cannot be decoded"):
             key = self._last_key(wanted[0])
