@@ -12,6 +12,10 @@ exec((HERE / "distinit_plugin" / "version.py").read_text(encoding="utf-8"), VERS
 # distinit_plugin/shipped/configs, where distinit_plugin.config.load finds them.
 SHIPPED = "distinit_plugin.shipped.configs"
 
+PARQUET = ["pyarrow>=15"]
+# torch.onnx writes with the first two; the third computes what was written.
+ONNX = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+
 setup(
     name="distinit-plugin",
     version=VERSION["__version__"],
@@ -45,12 +49,17 @@ setup(
         "timm": ["timm>=1.0"],
         "pytorchvideo": ["pytorchvideo==0.1.5"],
         "tensorboard": ["tensorboard>=2.16"],
-        "all": ["timm>=1.0", "pytorchvideo==0.1.5", "tensorboard>=2.16", "safetensors>=0.4"],
+        "safetensors": ["safetensors>=0.4"],
+        "parquet": PARQUET,
+        "onnx": ONNX,
+        "all": ["timm>=1.0", "pytorchvideo==0.1.5", "tensorboard>=2.16", "safetensors>=0.4", *PARQUET, *ONNX],
         "dev": [
             "timm>=1.0",
             "pytorchvideo==0.1.5",
             "tensorboard>=2.16",
             "safetensors>=0.4",
+            *PARQUET,
+            *ONNX,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -312,8 +312,10 @@ def build_train_sampler(cfg: CfgNode, videos: Mixture) -> ClipSampler:
     )
 
 
-def build_train_loader(cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler) -> ClipLoader:
-    """Micro-batches of this rank."""
+def build_train_loader(
+    cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler, *, num_workers: int | None = None
+) -> ClipLoader:
+    """Micro-batches of this rank; ``num_workers``: instead of DATA_LOADER.NUM_WORKERS."""
     per_step = cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS
     parts = distributed.world_size() * cfg.RUNNER.ACCUMULATE
     if per_step % parts:
@@ -325,7 +327,7 @@ def build_train_loader(cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler)
         dataset,
         sampler,
         per_step // parts,
-        num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+        num_workers=cfg.DATA_LOADER.NUM_WORKERS if num_workers is None else num_workers,
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
         drop_last=True,
     )

@@ -62,7 +62,7 @@ def spread_network(classes):
 @pytest.mark.parametrize("classes", [3, 7])
 def test_against_a_numpy_loop(classes):
     network = spread_network(classes).eval()
-    probs, correct, losses = {}, [], []
+    probs, logits_of, correct, losses = {}, {}, [], []
     for key in all_keys():
         batch = batch_of([key], classes=classes)
         logits = network(finish(batch)).logits[0].detach().double().numpy()
@@ -70,6 +70,7 @@ def test_against_a_numpy_loop(classes):
         p /= p.sum()
         label = key.index % classes
         probs.setdefault(key.index, []).append(p)
+        logits_of.setdefault(key.index, []).append(logits)
         correct.append(np.argmax(logits) == label)
         losses.append(-math.log(p[label]))
     scores = np.array([np.mean(probs[video], axis=0) for video in range(VIDEOS)])
@@ -77,6 +78,8 @@ def test_against_a_numpy_loop(classes):
     ranking = np.argsort(-scores, axis=1)
     result = run(classes=classes)
     np.testing.assert_allclose(result.scores, scores, atol=1e-6)
+    mean_logits = [np.mean(logits_of[video], axis=0) for video in range(VIDEOS)]
+    np.testing.assert_allclose(result.logits, mean_logits, rtol=1e-5, atol=1e-5)
     metrics = result.metrics()
     assert metrics["top1"] == np.mean(ranking[:, 0] == labels)
     assert metrics["top5"] == np.mean([label in row[:5] for label, row in zip(labels, ranking, strict=True)])
@@ -109,6 +112,7 @@ def evaluation_of(scores, labels, clips=None):
         paths=[f"{number}.mp4" for number in range(len(scores))],
         labels=np.array(labels),
         scores=scores,
+        logits=scores,
         clips=np.ones(len(scores), dtype=np.int64) if clips is None else np.array(clips),
         clip_accuracy=0.5,
         clip_loss=1.0,
@@ -178,7 +182,7 @@ def test_a_rank_without_videos_takes_part_in_the_sum():
     reduced = []
     with pytest.raises(UserError, match="none of the 7 videos"):
         run(keys=[], all_reduce_sum=lambda tensor: reduced.append(tensor.shape) or tensor)
-    assert reduced == [(7, 3), (7,), (), ()]
+    assert reduced == [(7, 3), (7, 3), (7,), (), ()]
 
 
 def test_files(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.validate import network_problems
 from distinit_plugin.errors import ConfigError
 
 
@@ -36,14 +37,15 @@ def seconds(word: str) -> float:
     return value
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Declare ``--cfg`` and ``--opts`` (also plain trailing ``KEY VALUE`` pairs)."""
     parser.add_argument(
         "--cfg",
         dest="cfg_files",
         nargs="+",
         action="extend",
-        required=True,
+        required=required,
+        default=None if required else [],
         metavar="YAML",
         help="one or more YAML files, later ones override; a shipped name such as configs/DistInit/X.yaml works too",
     )
@@ -78,6 +80,24 @@ def load_from_arguments(
         from distinit_plugin.jobs.preflight import job_problems
 
         problems += job_problems(reading.cfg, Corpora(reading.cfg), reading.wrong)
+    if problems:
+        raise ConfigError(problems)
+    return reading.cfg
+
+
+def load_network_from_arguments(arguments: argparse.Namespace, words: list[str]) -> CfgNode:
+    """As ``load_from_arguments``, where only the network counts: there need be no videos, teachers or purpose.
+
+    Args:
+        arguments: With the flags of ``add_config_arguments``, of which ``--cfg`` may be missing.
+        words: ``KEY VALUE`` words between the YAML and ``--opts``.
+
+    Raises:
+        UserError: Anything wrong with the keys or the network's switches, everything at once.
+    """
+    files, pairs = _split_pairs(arguments.cfg_files)
+    reading = read_cfg(files, [*pairs, *words, *arguments.opts], check=False)
+    problems = [*reading.problems, *network_problems(reading.cfg, reading.wrong)]
     if problems:
         raise ConfigError(problems)
     return reading.cfg

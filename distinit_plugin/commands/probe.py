@@ -1,4 +1,8 @@
-"""k-NN and linear probe: how good are the frozen features of a checkpoint on the labelled corpora of a YAML file?"""
+"""How good are the frozen features of a checkpoint on the labelled corpora of a YAML file? k-NN and a linear probe.
+
+With INIT.TRAINABLE classifier also the Fixed protocol: features are extracted once, then the last layer is trained on
+them with the YAML's schedule and optimizer, and tested; OUTPUT_DIR/fixed holds the results and the network.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Extract features of CORPUS.TRAIN and CORPUS.TEST and print both accuracies."""
+    """Extract features of CORPUS.TRAIN and CORPUS.TEST and print the accuracies."""
     cfg = load_from_arguments(arguments, whole_job=False)
 
     from distinit_plugin.jobs.probing import probe

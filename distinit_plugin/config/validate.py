@@ -70,6 +70,14 @@ def problems_of(cfg: CfgNode, wrong: Collection[str] = ()) -> list[str]:
     return problems
 
 
+def network_problems(cfg: CfgNode, wrong: Collection[str] = ()) -> list[str]:
+    """As ``problems_of``, but of single keys and the network's switches alone."""
+    problems = list(_single_keys(cfg))
+    wrong = {*wrong, *(problem.partition(":")[0] for problem in problems)}
+    needs = next(needs for check, needs in _CHECKS if check is _network)
+    return problems if touches(wrong, needs) else [*problems, *_network(cfg)]
+
+
 def touches(wrong: Collection[str], needs: Collection[str]) -> bool:
     """Whether one of some wrong keys lies in, or above, one of the (starts of) keys that something needs."""
     return any(key.startswith(need) or need.startswith(key) for key in wrong for need in needs)

@@ -32,6 +32,9 @@ from distinit_plugin.types import BadVideo, Batch, ModelOutput
 Finish = Callable[[Batch], Mapping[str, Tensor]]
 """Turns a batch of uint8 views into the normalised views of a network or objective, on the device."""
 
+SCORES_FILE = "scores.npz"
+"""Below the folder of a test's results."""
+
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
@@ -46,6 +49,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = modes.get(name, False)
 
 
+def top_k(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], k: int) -> float:
+    """Fraction of rows (V,K) whose label is among the k best classes (k is at most K; ties go to low classes)."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
+    return float((ahead.sum(axis=1) < k).mean())
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of a labelled list of V videos over K classes, and what follows from them.
@@ -54,6 +64,7 @@ class Evaluation:
         paths: V files.
         labels: (V,) int64.
         scores: (V,K) float64, mean softmax over the video's clips; zeros where no clip could be read.
+        logits: (V,K) float64, mean logits over the same.
         clips: (V,) int64, clips that were scored.
         clip_accuracy: Accuracy of clips scored alone, a fraction.
         clip_loss: Mean cross-entropy of clips, nats.
@@ -64,6 +75,7 @@ class Evaluation:
     paths: list[str]
     labels: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float64]
     clips: npt.NDArray[np.int64]
     clip_accuracy: float
     clip_loss: float
@@ -87,11 +99,8 @@ class Evaluation:
         return self.scores.argmax(axis=1).astype(np.int64)
 
     def top_k(self, k: int) -> float:
-        """Fraction of used videos whose label is among the k best classes (k is at most K; ties go to low classes)."""
-        scores, labels = self.scores[self.used], self.labels[self.used]
-        own = np.take_along_axis(scores, labels[:, None], axis=1)
-        ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
-        return float((ahead.sum(axis=1) < k).mean())
+        """``top_k`` of the used videos."""
+        return top_k(self.scores[self.used], self.labels[self.used], k)
 
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
@@ -127,7 +136,8 @@ class Evaluation:
     def write(self, folder: str | Path) -> None:
         """Write ``metrics.json``, ``scores.npz``, ``videos.csv`` and ``confusion.csv`` to ``folder``.
 
-        ``scores.npz`` holds ``paths`` (V,), ``labels`` (V,), ``scores`` (V,K) of the used videos, and ``class_names``.
+        ``scores.npz`` holds ``paths`` (V,), ``labels`` (V,), ``scores`` (V,K), ``logits`` (V,K) of the used videos, and
+        ``class_names``.
         ``videos.csv`` has a row for every video that was asked for: with 0 clips it was left out, the note says why.
         """
         folder = Path(folder)
@@ -136,10 +146,11 @@ class Evaluation:
             "paths": np.array(self.paths, dtype=np.str_)[used],
             "labels": self.labels[used],
             "scores": self.scores[used],
+            "logits": self.logits[used],
             "class_names": np.array(self.class_names, dtype=np.str_),
         }
         write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
-        write_file(folder / "scores.npz", lambda file: np.savez_compressed(file, **arrays))
+        write_file(folder / SCORES_FILE, lambda file: np.savez_compressed(file, **arrays))
         _write_csv(folder / "videos.csv", self._video_rows())
         header = ["label \\ predicted", *self.class_names]
         rows = [[name, *counts] for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True)]
@@ -169,6 +180,7 @@ class _Sums:
 
     def __init__(self, num_videos: int, num_classes: int, device: torch.device) -> None:
         self.scores = torch.zeros(num_videos, num_classes, dtype=torch.float64, device=device)
+        self.logits = torch.zeros_like(self.scores)
         self.clips = torch.zeros(num_videos, dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -176,13 +188,14 @@ class _Sums:
     def add(self, logits: Tensor, indices: Tensor, labels: Tensor) -> None:
         logits = logits.double()
         self.scores.index_add_(0, indices, logits.softmax(dim=1))
+        self.logits.index_add_(0, indices, logits)
         self.clips.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
         self.correct += (logits.argmax(dim=1) == labels).sum()
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
 
     def reduce(self, all_reduce_sum: Callable[[Tensor], Tensor]) -> None:
-        self.scores, self.clips, self.correct, self.loss = (
-            all_reduce_sum(tensor) for tensor in (self.scores, self.clips, self.correct, self.loss)
+        self.scores, self.logits, self.clips, self.correct, self.loss = (
+            all_reduce_sum(tensor) for tensor in (self.scores, self.logits, self.clips, self.correct, self.loss)
         )
 
 
@@ -290,7 +303,7 @@ def _conclude(
         raise UserError(
             f"none of the {len(paths)} videos of the list could be read{': ' + reasons if reasons else ''}."
         )
-    scores = sums.scores.cpu().numpy() / np.maximum(clips, 1)[:, None]
+    scores, logits = (part.cpu().numpy() / np.maximum(clips, 1)[:, None] for part in (sums.scores, sums.logits))
     if not np.isfinite(scores).all():
         broken = int((~np.isfinite(scores).all(axis=1)).sum())
         raise UserError(
@@ -302,6 +315,7 @@ def _conclude(
         paths=paths,
         labels=np.asarray(labels, dtype=np.int64),
         scores=scores,
+        logits=logits,
         clips=clips.astype(np.int64),
         clip_accuracy=float(sums.correct) / float(total),
         clip_loss=float(sums.loss) / float(total),

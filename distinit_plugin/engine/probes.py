@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from distinit_plugin.data.features import FEATURES
 from distinit_plugin.engine.evaluate import Finish, evaluation_mode
 from distinit_plugin.errors import UserError
-from distinit_plugin.types import BadVideo, Batch
+from distinit_plugin.types import BadVideo, Batch, SampleKey
 
 _CHUNK = 1024
 
@@ -28,12 +29,29 @@ class Features(NamedTuple):
         labels: (N,) int64; ``None`` for an unlabeled list.
         indices: (N,) int64, the video's place in the list.
         bad: Files that could not give all their clips.
+        clips: Per row (n,D) float32, the video's clips and crops in their order; empty where they were not kept.
     """
 
     features: Tensor
     labels: Tensor | None
     indices: Tensor
     bad: list[BadVideo]
+    clips: list[Tensor]
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The clips as they came, their features in place of pixels (view ``features``), for the one test loop."""
+        rows = [(int(index), clip) for index, clips in zip(self.indices, self.clips, strict=True) for clip in clips]
+        numbers = [number for clips in self.clips for number in range(len(clips))]
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            keys = [SampleKey(0, start + place, index, numbers[start + place]) for place, (index, _) in enumerate(part)]
+            yield {
+                "views": {FEATURES: torch.stack([clip for _, clip in part])},
+                "keys": keys,
+                "paths": [],
+                "targets": {},
+                "bad": self.bad if start == 0 else [],
+            }
 
 
 def extract_features(
@@ -42,6 +60,7 @@ def extract_features(
     *,
     finish: Finish,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    keep_clips: bool = False,
 ) -> Features:
     """Pool features of every clip of ``batches`` and average them per video.
 
@@ -50,6 +69,7 @@ def extract_features(
         batches: Clips; several of one video share ``key.index``.
         finish: Makes the network's views of a batch.
         autocast: Context of the forward pass.
+        keep_clips: Also keep the features of each clip.
 
     Raises:
         UserError: The network has no pooled features, no video could be read, or features are not finite.
@@ -57,6 +77,7 @@ def extract_features(
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
     labels: dict[int, int] = {}
+    clips: dict[int, list[Tensor]] = {}
     bad: dict[str, str] = {}
     with evaluation_mode(network):
         for batch in batches:
@@ -71,9 +92,12 @@ def extract_features(
             for row, (key, feature) in enumerate(zip(batch["keys"], features.double().cpu(), strict=True)):
                 sums[key.index] = sums[key.index] + feature if key.index in sums else feature
                 counts[key.index] = counts.get(key.index, 0) + 1
+                if keep_clips:
+                    clips.setdefault(key.index, []).append(feature.float())
                 if batch_labels:
                     labels[key.index] = batch_labels[row]
-    return _join(sums, counts, labels, bad)
+    joined = _join(sums, counts, labels, bad)
+    return joined._replace(clips=[torch.stack(clips[index]) for index in sorted(clips)])
 
 
 def _join(sums: dict[int, Tensor], counts: dict[int, int], labels: dict[int, int], bad: dict[str, str]) -> Features:
@@ -84,7 +108,7 @@ def _join(sums: dict[int, Tensor], counts: dict[int, int], labels: dict[int, int
     if not torch.isfinite(features).all():
         raise UserError("features are not finite: the checkpoint is broken, or RUNNER.PRECISION is too coarse for it.")
     known = torch.tensor([labels[index] for index in order]) if len(labels) == len(order) else None
-    return Features(features, known, torch.tensor(order), [BadVideo(*item) for item in sorted(bad.items())])
+    return Features(features, known, torch.tensor(order), [BadVideo(*item) for item in sorted(bad.items())], [])
 
 
 def knn_accuracy(

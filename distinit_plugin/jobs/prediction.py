@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from distinit_plugin import build
-from distinit_plugin.config.load import parse_cfg
-from distinit_plugin.config.node import CfgNode
-from distinit_plugin.engine.checkpoint import load_checkpoint
 from distinit_plugin.engine.evaluate import evaluate
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import open_session
 from distinit_plugin.jobs.testing import class_names_of
+from distinit_plugin.jobs.trained import read_trained
 from distinit_plugin.video.corpus import Corpus, Listing, Mixture
-from distinit_plugin.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,20 @@ def predict(
     Raises:
         UserError: The checkpoint has no classifier or configuration, or no video could be read.
     """
-    state = load_checkpoint(checkpoint)
-    cfg = _configuration(state, checkpoint, num_clips)
-    names = _read_names(class_file) if class_file else list(state.get("distinit", {}).get("class_names", []))
+    trained = read_trained(checkpoint)
+    if not trained.has_classifier:
+        raise UserError(
+            f"{checkpoint} is a pre-training without classes: fine-tune it on labelled videos first "
+            "(TRAIN.CHECKPOINT_FILE_PATH)."
+        )
+    cfg = trained.cfg
+    cfg.defrost()
+    cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
+    cfg.CORPUS.TEST_CLIPS = "uniform"
+    cfg.freeze()
+    names = _read_names(class_file) if class_file else trained.class_names
     with open_session(cfg, log_to_folder=False) as session:
-        network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
-        load_weights(network, checkpoint, strict=True)
+        network = trained.network()
         specs = dict(network.view_specs("test"))
         session.check_convolutions(network, specs)
         listing = Listing(root="", labeled=False)
@@ -88,31 +91,6 @@ def predict(
         classes = [(evaluation.class_names[number], float(scores[number])) for number in best] if clips else []
         predictions.append(Prediction(path, classes, None if clips else reasons.get(path, "no clip could be read")))
     return predictions
-
-
-def _configuration(state: dict[str, object], checkpoint: str, num_clips: int) -> CfgNode:
-    text = state.get("cfg")
-    if not isinstance(text, str) or "distinit" not in state:
-        raise UserError(
-            f"{checkpoint} was not written by this program, so how to feed it is not known: give a checkpoint of "
-            "distinit run."
-        )
-    cfg, _ = parse_cfg(text, f"the configuration in {checkpoint}", check=False)
-    if not build.needs_own_logits(cfg):
-        raise UserError(
-            f"{checkpoint} is a pre-training without classes: fine-tune it on labelled videos first "
-            "(TRAIN.CHECKPOINT_FILE_PATH)."
-        )
-    cfg.defrost()
-    cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
-    cfg.CORPUS.TEST_CLIPS = "uniform"
-    cfg.DATA_LOADER.NUM_WORKERS = 0
-    # This machine need not be the one that trained.
-    cfg.NUM_GPUS = int(torch.cuda.is_available())
-    cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
-    cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "auto"
-    cfg.freeze()
-    return cfg
 
 
 def _read_names(class_file: str) -> list[str]:

@@ -114,7 +114,7 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
         steps_per_epoch=sampler.steps_per_epoch,
         finish=session.finisher(specs),
         device=session.device,
-        options=_options(cfg, videos),
+        options=train_options(cfg, videos),
         checkpointer=_checkpointer(session) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
         progress=session.progress,
@@ -145,7 +145,8 @@ def _checkpointer(session: Session) -> Checkpointer:
     return Checkpointer(session.output_dir, keep=runner.KEEP_CHECKPOINTS, resume_minutes=runner.RESUME_MINUTES)
 
 
-def _options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
+def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
+    """What the configuration says about the loop."""
     return TrainOptions(
         accumulate=cfg.RUNNER.ACCUMULATE,
         log_period=cfg.LOG_PERIOD,

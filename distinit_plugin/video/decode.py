@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import av
 import numpy as np
-import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -31,8 +30,7 @@ from distinit_plugin.video.index import (
     packets_of,
     packets_tell,
 )
-
-Frames = npt.NDArray[np.uint8]
+from distinit_plugin.video.source import Frames, FrameSource
 
 # Frames that a seek must save before it pays (it throws the decoder's pictures away).
 _SEEK_GAIN = 8
@@ -49,31 +47,6 @@ _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_
 # whose frames are known already open five times as fast. (The decoder that reads frames afterwards is another one.)
 _TELLING_HEADERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _UNPROBED = {**_OPTIONS, "codec_whitelist": "none", "analyzeduration": "1"}
-
-
-class FrameSource(Protocol):
-    """A video file, a folder of frames or a single image: frames by number."""
-
-    path: str
-    index: FrameIndex
-
-    def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> Frames:
-        """That part of frames by number, in the order asked for, repeats allowed: (n,H,W,3) uint8 RGB.
-
-        Raises:
-            VideoError: A frame cannot be given; the reason names it.
-        """
-        ...
-
-    def close(self) -> None:
-        """Close the files; more than once is fine."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def open_video(
@@ -126,6 +99,7 @@ class VideoReader:
         self._deadline = Deadline(self.path, timeout)
         self._container: av.container.InputContainer | None = None
         self._reformatter = VideoReformatter()
+        self._missing = ""
         status = stat_file(self.path)
         cached = cache.get(self.path, status) if cache is not None else None
         try:
@@ -180,6 +154,54 @@ class VideoReader:
                 self._read_span(span, frames[done : done + len(span)], window)
                 done += len(span)
         return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
+
+    def stream(self, indices: Sequence[int] | Int64Array) -> Iterator[Frames]:
+        """Frames by increasing number, one at a time in one pass over the file; see ``FrameSource``.
+
+        Raises:
+            VideoError: A frame cannot be decoded, or nothing comes for too long.
+        """
+        wanted = [int(index) for index in indices]
+        assert bool((np.diff(wanted) > 0).all()), "frames of a stream increase"
+        done = 0
+        with video_errors(self.path, "cannot be decoded"):
+            key = self._last_key(wanted[0])
+            if self._go_to(key):
+                for frame in self._in_order(self._frames_from(key, wanted), wanted):
+                    yield self._convert(frame)
+                    done += 1
+            if done < len(wanted):  # as for ``read``, the long way decides
+                if not (self._at_start and self._probed):
+                    self._open()
+                for frame in self._in_order(self._all_frames(), wanted[done:]):
+                    yield self._convert(frame)
+                    done += 1
+        if done < len(wanted):
+            raise VideoError(
+                self.path,
+                f"frame {wanted[done]} of {self.index.num_frames} cannot be decoded: {self._missing}",
+            )
+
+    def _in_order(self, frames: Iterator[VideoFrame], wanted: list[int]) -> Iterator[VideoFrame]:
+        """The wanted ones of some frames; ends early at one that is not to be had, with the reason in ``_missing``."""
+        counted = len(self.index.stamps) == 0
+        names = wanted if counted else self.index.stamps[wanted].tolist()
+        place = 0
+        self._missing = "the decoder does not give it"
+        try:
+            for count, frame in enumerate(frames):
+                if (count if counted else frame.pts) != names[place]:
+                    continue
+                if frame.is_corrupt:
+                    self._missing = "it is damaged"
+                    return
+                self._deadline.restart()
+                yield frame
+                place += 1
+                if place == len(names):
+                    return
+        except av.error.FFmpegError as error:
+            self._missing = describe(error)
 
     def _open(self, *, probe: bool = True) -> None:
         self.close()

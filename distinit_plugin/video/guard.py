@@ -57,7 +57,11 @@ class Deadline:
         """
         self.path = path
         self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """All of the time is left again."""
+        self._end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def check(self) -> None:
         """Raise VideoError when the time is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
 from typing import Self
@@ -119,6 +119,16 @@ class ImageReader:
                 )
             frames[slot] = image[window]
         return frames[inverse]
+
+    def stream(self, indices: Sequence[int] | Int64Array) -> Iterator[npt.NDArray[np.uint8]]:
+        """Frames by increasing number, one at a time: (H,W,3) uint8 RGB.
+
+        Raises:
+            VideoError: An image is unreadable or of another size than the first.
+        """
+        for index in indices:
+            self._deadline.restart()
+            yield self.read([index])[0]
 
     def _load(self, file: str) -> npt.NDArray[np.uint8]:
         """(H,W,3) uint8 RGB, turned upright as its EXIF data say."""

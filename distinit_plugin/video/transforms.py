@@ -163,7 +163,9 @@ def build_views(
     """
     seed = int(rng.integers(0, 2**63))
     distinct = {spec.pixels: spec for spec in specs.values()}
-    numbers = {name: clip_indices[_positions(spec, len(clip_indices), seed)] for name, spec in sorted(distinct.items())}
+    numbers = {
+        name: clip_indices[view_positions(spec, len(clip_indices), seed)] for name, spec in sorted(distinct.items())
+    }
     needed = np.unique(np.concatenate(list(numbers.values())))
     frames = read(needed)
     views = {}
@@ -174,8 +176,12 @@ def build_views(
     return views
 
 
-def _positions(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Array:
-    """Places in the clip of the frames that a view shows."""
+def view_positions(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Array:
+    """Places in the clip of the frames that a view shows; random picks follow from ``seed``.
+
+    Raises:
+        UserError: The view cannot be made from frames, or has more of them than the clip.
+    """
     if spec.modality != "rgb":
         raise UserError(f"a view of modality '{spec.modality}' cannot be made from frames alone.")
     count = num_clip_frames if spec.num_frames is None else spec.num_frames

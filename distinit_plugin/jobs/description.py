@@ -1,0 +1,43 @@
+"""The job of ``distinit describe``: from a configuration to what its network is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from distinit_plugin import build
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.engine.describe import Description, describe
+from distinit_plugin.files import write_text
+
+
+def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Console | None = None) -> Description:
+    """Print the student of a configuration; no weights are read and no arithmetic is done.
+
+    Args:
+        cfg: Names the network, its switches, and the clips of the test (DATA).
+        json_file: Also written there.
+        console: Where to print; the standard output when ``None``.
+
+    Raises:
+        UserError: There is no such network, or it cannot take these clips.
+    """
+    with torch.device("meta"):
+        network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
+        assert isinstance(network, nn.Module)
+        if cfg.INIT.TRAINABLE == "classifier":
+            network.requires_grad_(False)
+            network.reset_classifier(cfg.MODEL.NUM_CLASSES)
+    description = describe(cfg.MODEL.MODEL_NAME, network)
+    if json_file is not None:
+        write_text(json_file, json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n")
+    console = console or Console()
+    console.print(description.text, highlight=False, soft_wrap=True)
+    console.print(description.table)
+    if description.notes:
+        console.print(description.notes, highlight=False, soft_wrap=True)
+    return description
