@@ -59,11 +59,16 @@ def test_inception_against_the_i3d_paper():
 @pytest.mark.parametrize("name", [*sorted(name for name, _ in MODELS), "torchvision/r3d_18"])
 def test_strides_are_those_that_the_network_declares(name):
     network = on_meta(name)
-    time, space = fields(network, "time"), fields(network, "space")
-    assert list(time) == list(network.layers)
-    for layer, info in network.layers.items():
-        for extent, declared in ((time[layer], info.temporal_stride), (space[layer], info.spatial_stride)):
-            assert extent.size is None or extent.stride == declared, layer
+    specs, seen = network.view_specs("test"), set()
+    for axis, declared in (("time", "temporal_stride"), ("space", "spatial_stride")):
+        for view, extents in receptive_fields(network, specs, list(network.layers), axis).items():
+            assert list(extents) == list(network.layers)
+            for layer, extent in extents.items():
+                if extent is not None:  # a layer of one of two streams
+                    assert extent.size is None or extent.stride == getattr(network.layers[layer], declared), layer
+                    seen.add((view, layer))
+    assert {layer for _, layer in seen} == set(network.layers)
+    assert {view for view, _ in seen} == set(specs)
 
 
 class Sketch(VideoNetwork):

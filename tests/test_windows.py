@@ -104,7 +104,7 @@ def test_one_pass_and_no_more_pictures_than_a_window_needs(long_video, monkeypat
     converted, opened, held = [], [], []
     convert, open_ = decode.VideoReader._convert, decode.VideoReader._open
     monkeypatch.setattr(decode.VideoReader, "_convert", lambda s, f: converted.append(f.pts) or convert(s, f))
-    monkeypatch.setattr(decode.VideoReader, "_open", lambda s: opened.append(1) or open_(s))
+    monkeypatch.setattr(decode.VideoReader, "_open", lambda s, **how: opened.append(1) or open_(s, **how))
     with open_video(long_video) as source:
         windows = SlidingWindows(source, {"rgb": SPEC}, Spacing(stride=1))
         for _ in (stream := iter(windows)):

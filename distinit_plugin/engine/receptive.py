@@ -198,9 +198,18 @@ def _reduce(mode: _Coordinates, func: Any, args: Sequence[Any], kwargs: dict[str
 
 def _pool_adaptively(mode: _Coordinates, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     x, size = args[:2]
-    if any(length != 1 for length in size):
-        raise UntracedError("an adaptive pool to a map")
+    if any(length != 1 for length in size):  # the same windows
+        pool = functional.adaptive_max_pool2d if len(size) == 2 else functional.adaptive_max_pool3d
+        seen: Tensor = pool(_one(x), size)
+        return seen.expand(-1, x.shape[1], *seen.shape[2:])
     return _over(x, list(range(x.ndim - len(size), x.ndim)), keepdim=True)
+
+
+def _begin(mode: _Coordinates, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """The first state of a recurrence: nothing has been seen."""
+    seen = torch.full(list(args[1]), _NOWHERE)
+    seen[2:] = 0.0
+    return seen
 
 
 def _over(x: Tensor, dims: list[int], *, keepdim: bool) -> Tensor:
@@ -240,6 +249,7 @@ _RULES: dict[Any, Rule] = {
     **_named(_average, "avg_pool2d avg_pool3d"),
     **_named(_reduce, "mean sum"),
     **_named(_pool_adaptively, "_adaptive_avg_pool2d _adaptive_avg_pool3d"),
+    **_named(_begin, "new_zeros"),
     **_named(_mix, "mm addmm bmm"),
     **_named(_pool, "max_pool2d_with_indices max_pool3d_with_indices"),
     # Moves of values.
