@@ -247,11 +247,6 @@ def _views(cfg: CfgNode) -> Problems:
                 f"DATA.{key}: {data[key]} has {len(data[key])} entries, but NETWORK.MODALITY {cfg.NETWORK.MODALITY} "
                 f"has {channels} channels. Give one entry for each."
             )
-    if cfg.NETWORK.MODALITY == "flow" and not two_streams and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
-        yield (
-            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
-            "flow from videos. Train and test with rgb."
-        )
     if corpus.DENSE_STRIDE != 1 and corpus.TEST_CLIPS != "dense":
         yield f"CORPUS.DENSE_STRIDE: {corpus.DENSE_STRIDE} is only read with CORPUS.TEST_CLIPS dense. Set that, or 1."
 
@@ -268,11 +263,6 @@ def _network(cfg: CfgNode) -> Problems:
         yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which takes rgb only. Use rgb."
     if name in TWO_STREAM_NETWORKS and cfg.NETWORK.MODALITY != "rgb":
         yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which sees frames and flow. Leave it rgb."
-    elif name in TWO_STREAM_NETWORKS and (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
-        yield (
-            f"MODEL.MODEL_NAME: {name} sees optical flow beside frames. It can be built, described and loaded, but "
-            "this version makes no optical flow from videos. Train and test another network."
-        )
     if name in NETWORKS or "/" in name:
         for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
             if cfg.NETWORK[key] != defaults.NETWORK[key]:
@@ -281,6 +271,22 @@ def _network(cfg: CfgNode) -> Problems:
                     f"NETWORK.{key}: {cfg.NETWORK[key]!r} has no effect on {name}; it is for {readers}. "
                     f"Leave it at {defaults.NETWORK[key]!r}."
                 )
+
+
+def _flow(cfg: CfgNode) -> Problems:
+    if not (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
+        return
+    flow = cfg.NETWORK.MODALITY == "flow"
+    if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and not flow:  # else _network speaks of it
+        yield (
+            f"MODEL.MODEL_NAME: {cfg.MODEL.MODEL_NAME} sees optical flow beside frames. It can be built, described and "
+            "loaded, but this version makes no optical flow from videos. Train and test another network."
+        )
+    elif flow and cfg.MODEL.MODEL_NAME not in TWO_STREAM_NETWORKS:
+        yield (
+            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
+            "flow from videos. Train and test with rgb."
+        )
 
 
 def _initialisation(cfg: CfgNode) -> Problems:
@@ -375,6 +381,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "MODEL.MODEL_NAME", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
     (_network, ("MODEL.", "RESNET.", "NETWORK.")),
+    (_flow, ("MODEL.", "NETWORK.MODALITY", "TRAIN.ENABLE", "TEST.ENABLE")),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
     (separable_problems, ("MODEL.", "NETWORK.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "TRAIN.CHECKPOINT_FILE_PATH")),
