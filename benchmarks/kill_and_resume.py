@@ -106,7 +106,7 @@ TEACHER = {
     "WEIGHTS": "random",
     "NUM_CLASSES": 5,
     "DEPTH": 10,
-    "WIDTH": 8,
+    "NETWORK": {"WIDTH": 8},
     "CROP_SIZE": 32,
     "FRAME_PICK": "random",
 }

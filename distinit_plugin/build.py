@@ -26,7 +26,6 @@ from distinit_plugin.video.corpus import Corpus, Mixture, load_corpus
 from distinit_plugin.weights import LoadReport, inflate, load_weights
 
 
-# ----------------------------------------------------------------------------------------------------- networks
 def needs_own_logits(cfg: CfgNode) -> bool:
     """Whether any term reads the student's own classifier; without one, none is built (it would never learn)."""
     return cfg.ACTION.LOSS_WEIGHT > 0 or any(
@@ -65,8 +64,13 @@ def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
         input=input_spec(cfg),
         dropout=cfg.MODEL.DROPOUT_RATE,
         depth=cfg.RESNET.DEPTH,
-        **{key.lower(): value for key, value in cfg.NETWORK.items() if key != "MODALITY"},
+        **_switches(cfg.NETWORK),
     )
+
+
+def _switches(node: CfgNode) -> dict[str, object]:
+    """The keys of a NETWORK node as arguments; the modality is part of what a network is fed."""
+    return {key.lower(): value for key, value in node.items() if key != "MODALITY"}
 
 
 def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
@@ -136,13 +140,13 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
             mean=tuple(entry.MEAN),
             std=tuple(entry.STD),
             depth=entry.DEPTH,
-            width=entry.WIDTH,
             sampling_rate=clip.sampling_rate,
             target_fps=clip.target_fps,
+            modality=entry.NETWORK.MODALITY,
+            **_switches(entry.NETWORK),
         )
 
 
-# ------------------------------------------------------------------------------------------------------- terms
 def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Network]) -> Objective:
     """Student, teachers and weighted terms as one object."""
     terms: list[Term] = []
@@ -182,7 +186,6 @@ def _default_student_layer(entry: CfgNode, student: Network) -> str:
     return "logits" if entry.HEAD == "own" and entry.LAYER == "logits" else "features"
 
 
-# -------------------------------------------------------------------------------------------------------- data
 def view_specs(student: Network, teachers: Mapping[str, Network], split: Split) -> dict[str, ViewSpec]:
     """Every view that the job needs, as ``consumer/view``."""
     networks = {"student": student, **teachers}
@@ -361,7 +364,6 @@ def build_test_loader(
     )
 
 
-# -------------------------------------------------------------------------------------------------- optimisation
 def build_optimizer(cfg: CfgNode, trainable: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of everything that trains."""
     solver = cfg.SOLVER

@@ -13,7 +13,9 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from distinit_plugin.errors import ConfigError, UserError, log_of
 from distinit_plugin.version import __version__
@@ -77,7 +79,8 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
     module.add_arguments(parser)
     parsed = parser.parse_args(words)
     try:
-        return int(module.run(parsed))
+        with _told_once():
+            return int(module.run(parsed))
     except UserError as error:
         if _speaks():
             print(f"error: {_listed(error)}", file=sys.stderr)
@@ -96,6 +99,23 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
             return EXIT_USER_ERROR
         _report_defect(error)
         return EXIT_DEFECT
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """What signal handlers raise in a destructor is dropped by Python, with a traceback; it comes again later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt | SystemExit) and "DataLoader worker" not in str(error):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _listed(error: UserError) -> str:

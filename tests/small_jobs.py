@@ -131,7 +131,7 @@ def brightness_teacher(path: Path, **keys: Any) -> dict[str, Any]:
         "WEIGHTS": str(path),
         "NUM_CLASSES": 4,
         "DEPTH": 10,
-        "WIDTH": 8,
+        "NETWORK": {"WIDTH": 8},
         "CROP_SIZE": SIZE,
         "MEAN": [0.45, 0.45, 0.45],
         "STD": [0.225, 0.225, 0.225],

@@ -16,6 +16,7 @@ from small_jobs import brightness_teacher, write_teacher
 from distinit_plugin import cli
 
 TEACHER = "DISTILL.TEACHERS.LIGHT"
+FOREIGN = (f"{TEACHER}.DEPTH", 18, f"{TEACHER}.NETWORK.WIDTH", 64)  # as for a network whose name says it all
 START = "TRAIN.CHECKPOINT_FILE_PATH"
 HTML = "<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
 
@@ -134,7 +135,7 @@ WEIGHTS = [
     ),
     Case(
         "teacher's tag is unknown",
-        lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/resnet18", f"{TEACHER}.WEIGHTS", "IMAGENET_V1"),
+        lambda p: p.job(*FOREIGN, f"{TEACHER}.ARCH", "torchvision/resnet18", f"{TEACHER}.WEIGHTS", "IMAGENET_V1"),
         (TEACHER, "no weights named IMAGENET_V1", "Did you mean IMAGENET1K_V1"),
     ),
     Case(
@@ -145,12 +146,12 @@ WEIGHTS = [
     Case("Places file has other classes", places, (TEACHER, "has 365 classes, NUM_CLASSES is 1000")),
     Case(
         "teacher's file is of another width",
-        lambda p: p.job(f"{TEACHER}.WIDTH", 16),
+        lambda p: p.job(f"{TEACHER}.NETWORK.WIDTH", 16),
         (TEACHER, "teacher.pth", "another network", "file 8×3×7×7"),
     ),
     Case(
         "teacher's file is of another network",
-        lambda p: p.job(f"{TEACHER}.ARCH", "torchvision/squeezenet1_0"),
+        lambda p: p.job(*FOREIGN, f"{TEACHER}.ARCH", "torchvision/squeezenet1_0"),
         (TEACHER, "teacher.pth", "another network"),
     ),
     Case(
@@ -191,12 +192,12 @@ def teacher(place: Place, **keys: object) -> list[str]:
 OBJECTIVES = [
     Case(
         "unknown teacher",
-        lambda p: teacher(p, ARCH="torchvision/resnet5O"),
+        lambda p: teacher(p, ARCH="torchvision/resnet5O", DEPTH=18, NETWORK={"WIDTH": 64}),
         (TEACHER, "torchvision has no network named 'resnet5O'", "Did you mean resnet50"),
     ),
     Case(
         "unknown timm teacher",
-        lambda p: teacher(p, ARCH="timm/test_resent"),
+        lambda p: teacher(p, ARCH="timm/test_resent", DEPTH=18, NETWORK={"WIDTH": 64}),
         (TEACHER, "timm has no network named 'test_resent'", "Did you mean test_resnet"),
     ),
     Case(
@@ -231,7 +232,7 @@ OBJECTIVES = [
     ),
     Case(
         "own features of another size",
-        lambda p: teacher(p, HEAD="own", LAYER="features", LOSS="mse", WIDTH=16, WEIGHTS="random"),
+        lambda p: teacher(p, HEAD="own", LAYER="features", LOSS="mse", NETWORK={"WIDTH": 16}, WEIGHTS="random"),
         (TEACHER, "features have size 64", "128", "HEAD linear"),
     ),
     Case(

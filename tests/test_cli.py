@@ -169,3 +169,26 @@ def test_tools_are_the_verbs(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), False),
+        (SystemExit(143), False),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), False),
+        (RuntimeError("something else"), True),
+    ],
+)
+def test_what_python_drops_in_a_destructor_is_not_printed_when_it_comes_again(error, told, monkeypatch):
+    class Raises:
+        def __del__(self):
+            raise error
+
+    dropped = []
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: dropped.append(unraisable.exc_value))
+    before = sys.unraisablehook
+    with cli._told_once():
+        Raises()
+    assert dropped == [error] * told
+    assert sys.unraisablehook is before

@@ -585,7 +585,7 @@ def test_changes_from_python_are_checked():
 def test_every_rule_is_for_a_key_that_exists():
     assert set(RULES) <= set(leaf_keys(get_cfg()))
     assert set(CORPUS_RULES) <= set(CORPUS_ENTRY)
-    assert set(TEACHER_RULES) <= set(TEACHER_ENTRY)
+    assert set(TEACHER_RULES) <= {*TEACHER_ENTRY, *TEACHER_ENTRY.NETWORK}
     free_text = {"CHECKPOINT_FILE_PATH", "PATH_TO_DATA_DIR", "PATH_PREFIX", "LOG_DIR", "INFLATE_FROM"}
     free_text |= {"INFLATE_WEIGHTS", "INDEX_CACHE", "DEPTH"}  # DEPTH is judged together with the network
     unruled = {

@@ -160,9 +160,21 @@ _NOT_EMPTY = Rule("any text but the empty one", lambda value: bool(value.strip()
 _COUNT = number(least=1, most=1e9)
 _FROM_ZERO = number(least=0, most=1e12)
 _FRACTION = number(least=0, below=1)
-_MEAN = items(number(least=0, most=1), 3)
-_STD = items(number(above=0), 3)
+_MEAN = items(number(least=0, most=1), 2, 3)
+_STD = items(number(above=0), 2, 3)
 _CROP = number(least=8, most=10_000)
+
+SWITCH_RULES: dict[str, Rule] = {
+    "MODALITY": one_of("rgb", "flow"),
+    "VARIANT": one_of("vmz", "torchvision"),
+    "WIDTH": _COUNT,
+    "TEMPORAL_PADDING": one_of("zeros", "replicate"),
+    "PADDING": one_of("same", "symmetric"),
+    "STEM_FRAMES": one_of(1, 3, 5, 7),
+    "TEMPORAL_FROM": inception_start(),
+    "GATING_FROM": inception_start(),
+}
+"""Keys of NETWORK, the student's and each teacher's."""
 
 RULES: dict[str, Rule] = {
     "OUTPUT_DIR": _NOT_EMPTY,
@@ -182,8 +194,8 @@ RULES: dict[str, Rule] = {
     "DATA.PATH_LABEL_SEPARATOR": Rule("text without a line break", lambda value: value != "" and "\n" not in value),
     "DATA.NUM_FRAMES": _COUNT,
     "DATA.SAMPLING_RATE": _COUNT,
-    "DATA.MEAN": items(number(least=0, most=1), 2, 3),
-    "DATA.STD": items(number(above=0), 2, 3),
+    "DATA.MEAN": _MEAN,
+    "DATA.STD": _STD,
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
@@ -209,14 +221,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.WEIGHT_DECAY": _FROM_ZERO,
     "SOLVER.CLIP_GRAD_VAL": _FROM_ZERO,
     "SOLVER.CLIP_GRAD_L2NORM": _FROM_ZERO,
-    "NETWORK.MODALITY": one_of("rgb", "flow"),
-    "NETWORK.VARIANT": one_of("vmz", "torchvision"),
-    "NETWORK.WIDTH": _COUNT,
-    "NETWORK.TEMPORAL_PADDING": one_of("zeros", "replicate"),
-    "NETWORK.PADDING": one_of("same", "symmetric"),
-    "NETWORK.STEM_FRAMES": one_of(1, 3, 5, 7),
-    "NETWORK.TEMPORAL_FROM": inception_start(),
-    "NETWORK.GATING_FROM": inception_start(),
+    **{f"NETWORK.{key}": rule for key, rule in SWITCH_RULES.items()},
     "INIT.TRAINABLE": one_of("all", "classifier"),
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,
@@ -255,11 +260,11 @@ CORPUS_RULES: dict[str, Rule] = {
 """Keys of each entry below CORPUS.TRAIN, CORPUS.VAL and CORPUS.TEST."""
 
 TEACHER_RULES: dict[str, Rule] = {
+    **SWITCH_RULES,
     "ARCH": teacher_name(),
     "WEIGHTS": _NOT_EMPTY,
     "NUM_CLASSES": number(least=2),
     "DEPTH": one_of(*sorted({depth for depths in NETWORK_DEPTHS.values() for depth in depths})),
-    "WIDTH": _COUNT,
     "LAYER": one_of("logits", "features", "feature_map"),
     "HEAD": one_of("linear", "own"),
     "LOSS": registered(DISTILL_LOSSES, LOSSES, without=ACTION_LOSSES),

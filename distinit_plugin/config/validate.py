@@ -11,15 +11,12 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
 from distinit_plugin.config.rules import (
     CORPUS_RULES,
-    NETWORK_DEPTHS,
-    NETWORK_SWITCHES,
-    NETWORKS,
     RULES,
     TEACHER_RULES,
     TWO_STREAM_NETWORKS,
     Rule,
 )
-from distinit_plugin.config.validate_networks import layer_problems, separable_problems
+from distinit_plugin.config.validate_networks import flow_problems, layer_problems, student_problems
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
@@ -74,8 +71,8 @@ def network_problems(cfg: CfgNode, wrong: Collection[str] = ()) -> list[str]:
     """As ``problems_of``, but of single keys and the network's switches alone."""
     problems = list(_single_keys(cfg))
     wrong = {*wrong, *(problem.partition(":")[0] for problem in problems)}
-    needs = next(needs for check, needs in _CHECKS if check is _network)
-    return problems if touches(wrong, needs) else [*problems, *_network(cfg)]
+    needs = next(needs for check, needs in _CHECKS if check is student_problems)
+    return problems if touches(wrong, needs) else [*problems, *student_problems(cfg)]
 
 
 def touches(wrong: Collection[str], needs: Collection[str]) -> bool:
@@ -239,7 +236,7 @@ def _views(cfg: CfgNode) -> Problems:
             f"CORPUS.TEST_SCALE: {corpus.TEST_SCALE} is smaller than DATA.TEST_CROP_SIZE {data.TEST_CROP_SIZE}. "
             "Use at least the crop, or 0 for the crop itself."
         )
-    two_streams = cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS  # of their modality _network speaks
+    two_streams = cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS  # of their modality student_problems speaks
     channels = 3 if cfg.NETWORK.MODALITY == "rgb" or two_streams else 2
     for key in ("MEAN", "STD"):
         if len(data[key]) != channels:
@@ -249,44 +246,6 @@ def _views(cfg: CfgNode) -> Problems:
             )
     if corpus.DENSE_STRIDE != 1 and corpus.TEST_CLIPS != "dense":
         yield f"CORPUS.DENSE_STRIDE: {corpus.DENSE_STRIDE} is only read with CORPUS.TEST_CLIPS dense. Set that, or 1."
-
-
-def _network(cfg: CfgNode) -> Problems:
-    name, depth = cfg.MODEL.MODEL_NAME, cfg.RESNET.DEPTH
-    defaults = get_cfg()
-    if name in NETWORK_DEPTHS and depth not in NETWORK_DEPTHS[name]:
-        yield f"RESNET.DEPTH: {depth} is not allowed for {name}. Allowed: {', '.join(map(str, NETWORK_DEPTHS[name]))}."
-    fixed = "/" in name or (name in NETWORKS and name not in NETWORK_DEPTHS)
-    if fixed and depth != defaults.RESNET.DEPTH:
-        yield f"RESNET.DEPTH: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
-    if "/" in name and cfg.NETWORK.MODALITY != "rgb":
-        yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which takes rgb only. Use rgb."
-    if name in TWO_STREAM_NETWORKS and cfg.NETWORK.MODALITY != "rgb":
-        yield f"NETWORK.MODALITY: {cfg.NETWORK.MODALITY} is not for {name}, which sees frames and flow. Leave it rgb."
-    if name in NETWORKS or "/" in name:
-        for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
-            if cfg.NETWORK[key] != defaults.NETWORK[key]:
-                readers = ", ".join(network for network, keys in NETWORK_SWITCHES.items() if key in keys)
-                yield (
-                    f"NETWORK.{key}: {cfg.NETWORK[key]!r} has no effect on {name}; it is for {readers}. "
-                    f"Leave it at {defaults.NETWORK[key]!r}."
-                )
-
-
-def _flow(cfg: CfgNode) -> Problems:
-    if not (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
-        return
-    flow = cfg.NETWORK.MODALITY == "flow"
-    if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and not flow:  # else _network speaks of it
-        yield (
-            f"MODEL.MODEL_NAME: {cfg.MODEL.MODEL_NAME} sees optical flow beside frames. It can be built, described and "
-            "loaded, but this version makes no optical flow from videos. Train and test another network."
-        )
-    elif flow and cfg.MODEL.MODEL_NAME not in TWO_STREAM_NETWORKS:
-        yield (
-            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
-            "flow from videos. Train and test with rgb."
-        )
 
 
 def _initialisation(cfg: CfgNode) -> Problems:
@@ -380,10 +339,9 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_schedule, ("SOLVER.", "TRAIN.EVAL_PERIOD", "RUNNER.SCHEDULE_UNIT")),
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "MODEL.MODEL_NAME", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
-    (_network, ("MODEL.", "RESNET.", "NETWORK.")),
-    (_flow, ("MODEL.", "NETWORK.MODALITY", "TRAIN.ENABLE", "TEST.ENABLE")),
+    (student_problems, ("MODEL.", "RESNET.", "NETWORK.")),
+    (flow_problems, ("MODEL.", "NETWORK.MODALITY", "TRAIN.ENABLE", "TEST.ENABLE")),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
-    (separable_problems, ("MODEL.", "NETWORK.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),

@@ -1,11 +1,12 @@
-"""Rules over the switches of I3D and S3DG, and over what PyTorch cannot do with a network's layers."""
+"""Rules over the switches of networks, the student's and the teachers', and over what PyTorch cannot do with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import INCEPTIONS
+from distinit_plugin.config.rules import INCEPTIONS, NETWORK_DEPTHS, NETWORK_SWITCHES, NETWORKS, TWO_STREAM_NETWORKS
 
 Problems = Iterator[str]
 
@@ -26,19 +27,70 @@ def layer_problems(cfg: CfgNode) -> Problems:
         )
 
 
-def separable_problems(cfg: CfgNode) -> Problems:
-    """Switches of S3DG that act on kernels which the others leave out."""
-    network = cfg.NETWORK
-    if cfg.MODEL.MODEL_NAME != "S3DG":
+def student_problems(cfg: CfgNode) -> Problems:
+    """Switches of the student."""
+    yield from switch_problems(cfg.MODEL.MODEL_NAME, cfg.RESNET.DEPTH, cfg.NETWORK, "RESNET.DEPTH", "NETWORK")
+
+
+def switch_problems(name: str, depth: int, switches: CfgNode, depth_key: str, where: str) -> Problems:
+    """What a network's name and switches demand of one another.
+
+    Args:
+        name: Of the network.
+        depth: Its layers.
+        switches: The node with the keys of NETWORK.
+        depth_key: The key that ``depth`` came from.
+        where: The key of ``switches``.
+    """
+    defaults = get_cfg()
+    if name in NETWORK_DEPTHS and depth not in NETWORK_DEPTHS[name]:
+        yield f"{depth_key}: {depth} is not allowed for {name}. Allowed: {', '.join(map(str, NETWORK_DEPTHS[name]))}."
+    fixed = "/" in name or (name in NETWORKS and name not in NETWORK_DEPTHS)
+    if fixed and depth != defaults.RESNET.DEPTH:
+        yield f"{depth_key}: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
+    if "/" in name and switches.MODALITY != "rgb":
+        yield f"{where}.MODALITY: {switches.MODALITY} is not for {name}, which takes rgb only. Use rgb."
+    if name in TWO_STREAM_NETWORKS and switches.MODALITY != "rgb":
+        yield f"{where}.MODALITY: {switches.MODALITY} is not for {name}, which sees frames and flow. Leave it rgb."
+    if name in NETWORKS or "/" in name:
+        for key in sorted(set(defaults.NETWORK) - {"MODALITY"} - set(NETWORK_SWITCHES.get(name, ()))):
+            if switches[key] != defaults.NETWORK[key]:
+                readers = ", ".join(network for network, keys in NETWORK_SWITCHES.items() if key in keys)
+                yield (
+                    f"{where}.{key}: {switches[key]!r} has no effect on {name}; it is for {readers}. "
+                    f"Leave it at {defaults.NETWORK[key]!r}."
+                )
+    if name == "S3DG":
+        yield from _separable(switches, where)
+
+
+def flow_problems(cfg: CfgNode) -> Problems:
+    """What would need optical flow."""
+    if not (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
         return
+    flow = cfg.NETWORK.MODALITY == "flow"
+    if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and not flow:  # else student_problems speaks of it
+        yield (
+            f"MODEL.MODEL_NAME: {cfg.MODEL.MODEL_NAME} sees optical flow beside frames. It can be built, described and "
+            "loaded, but this version makes no optical flow from videos. Train and test another network."
+        )
+    elif flow and cfg.MODEL.MODEL_NAME not in TWO_STREAM_NETWORKS:
+        yield (
+            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
+            "flow from videos. Train and test with rgb."
+        )
+
+
+def _separable(network: CfgNode, where: str) -> Problems:
+    """Switches of S3DG that act on kernels which the others leave out."""
     if network.SEPARABLE_STEM and network.STEM_FRAMES == 1:
         yield (
-            "NETWORK.SEPARABLE_STEM: True, but a first kernel of one frame (NETWORK.STEM_FRAMES 1) has nothing to "
+            f"{where}.SEPARABLE_STEM: True, but a first kernel of one frame ({where}.STEM_FRAMES 1) has nothing to "
             "split. Set it False, or use 3, 5 or 7 frames."
         )
     splits_stem = network.SEPARABLE_STEM and network.STEM_FRAMES > 1
     if network.TEMPORAL_NORM and network.TEMPORAL_FROM == "none" and not splits_stem:
         yield (
-            "NETWORK.TEMPORAL_NORM: True, but there are no temporal convolutions (NETWORK.TEMPORAL_FROM none, stem not "
-            "separable). Set it False."
+            f"{where}.TEMPORAL_NORM: True, but there are no temporal convolutions ({where}.TEMPORAL_FROM none, stem "
+            "not separable). Set it False."
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from distinit_plugin.config.defaults import TEACHER_ENTRY
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import DISTILL_LOSSES, SOFTMAX_LOSSES
+from distinit_plugin.config.validate_networks import switch_problems
 
 Problems = Iterator[str]
 
@@ -15,8 +16,25 @@ Problems = Iterator[str]
 def teacher_problems(cfg: CfgNode) -> Problems:
     """What the keys of each teacher demand of one another and of the student."""
     for name, entry in cfg.DISTILL.TEACHERS.items():
-        for check in (_teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
+        for check in (_teacher_network, _teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
             yield from check(f"DISTILL.TEACHERS.{name}", entry, cfg)
+
+
+def _teacher_network(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    yield from switch_problems(entry.ARCH, entry.DEPTH, entry.NETWORK, f"{where}.DEPTH", f"{where}.NETWORK")
+    modality = entry.NETWORK.MODALITY
+    if modality == "flow" and entry.LOSS_WEIGHT > 0:
+        yield (
+            f"{where}.NETWORK.MODALITY: this version makes no optical flow from videos. Use a teacher that sees rgb, "
+            f"or set {where}.LOSS_WEIGHT 0."
+        )
+    channels = 2 if modality == "flow" else 3
+    for key in ("MEAN", "STD"):
+        if len(entry[key]) != channels:
+            yield (
+                f"{where}.{key}: {entry[key]} has {len(entry[key])} entries, but NETWORK.MODALITY {modality} has "
+                f"{channels} channels. Give one entry for each."
+            )
 
 
 def _teacher_weights(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:

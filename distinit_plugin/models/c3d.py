@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.network import InputSpec, VideoNetwork, new_classifier
+from distinit_plugin.models.network import ClassifiedNetwork, InputSpec
 from distinit_plugin.models.residual import check_width
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput
@@ -40,15 +40,13 @@ KERNEL_DEVIATION, FULLY_CONNECTED_DEVIATION = 0.01, 0.005  # VMZ's Gaussians
 
 
 @MODELS.register()
-class C3D(VideoNetwork):
+class C3D(ClassifiedNetwork):
     """Eight convolutions, five pools, two fully connected layers, ``fc``; 79.6 M parameters.
 
     Every pool is 2×2×2 with stride 2, sizes rounded up. Neither the paper nor its counts say how pool5 pads; 79 M
     parameters need its map to be 4×4, so it pads space by 1. Clips of other sizes are averaged (or repeated, where they
     are smaller) to that map, so that any crop and length can be run; at the paper's size that is the identity.
     """
-
-    fc: nn.Linear | None
 
     def __init__(self, *, num_classes: int, input: InputSpec, width: int = 64, dropout: float = 0.0) -> None:
         """Build.
@@ -94,15 +92,6 @@ class C3D(VideoNetwork):
         """Outputs of the second fully connected layer."""
         return self._feature_dim
 
-    @property
-    def num_classes(self) -> int:
-        """Outputs of ``fc``."""
-        return 0 if self.fc is None else self.fc.out_features
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
-
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
@@ -125,10 +114,7 @@ class C3D(VideoNetwork):
                 x = functional.max_pool3d(x, _window(x, space), 2, (0, space, space), ceil_mode=True)
         x = functional.adaptive_avg_pool3d(x, FIXED_MAP).flatten(1)
         features = self.fc7(self.fc6(x))
-        logits = None
-        if self.fc is not None:
-            logits = self.fc(functional.dropout(features, self.dropout_rate, self.training))
-        return ModelOutput(logits, features, kept)
+        return ModelOutput(self.classify(features), features, kept)
 
 
 def _fully_connected(in_features: int, out_features: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distinit_plugin.models.c3d import check_several_clips
 from distinit_plugin.models.inception import scaled
 from distinit_plugin.models.inception2d import InceptionTrunk2D
-from distinit_plugin.models.network import InputSpec, VideoNetwork, new_classifier
+from distinit_plugin.models.network import ClassifiedNetwork, InputSpec
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput
 
@@ -105,15 +105,13 @@ class NormalizedLSTM(nn.Module):
 
 
 @MODELS.register()
-class ConvLSTM(VideoNetwork):
+class ConvLSTM(ClassifiedNetwork):
     """Inception-v1 → global average of each frame → LSTM of 512 units → ``fc`` at each step.
 
     Logits and features are those of the last step. In training ``logits_over_time`` has the logits of all steps, so
     that losses on the network's own logits act at each of them. In the paper a clip is 25 frames, one in five at 25
     frames per second, and 50 in the test.
     """
-
-    fc: nn.Linear | None
 
     def __init__(
         self,
@@ -154,15 +152,6 @@ class ConvLSTM(VideoNetwork):
         """Units of the LSTM."""
         return self.lstm.hidden
 
-    @property
-    def num_classes(self) -> int:
-        """Outputs of ``fc``."""
-        return 0 if self.fc is None else self.fc.out_features
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, self.lstm.bias)
-
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
@@ -178,10 +167,7 @@ class ConvLSTM(VideoNetwork):
         pooled = feature_map.to(self.lstm.bias.dtype).mean(dim=(3, 4))
         states = self.lstm(pooled.transpose(1, 2))
         features = states[:, -1]
-        if self.fc is None:
-            return ModelOutput(None, features, kept)
-        seen = states if self.training else features
-        logits = self.fc(functional.dropout(seen, self.dropout_rate, self.training))
-        if not self.training:
+        logits = self.classify(states if self.training else features)
+        if logits is None or not self.training:
             return ModelOutput(logits, features, kept)
         return ModelOutput(logits[:, -1], features, kept, logits.transpose(1, 2))

@@ -134,14 +134,34 @@ class VideoNetwork(nn.Module):
                 )
 
 
-class TrunkNetwork(VideoNetwork):
+class ClassifiedNetwork(VideoNetwork):
+    """A network whose logits are a linear layer ``fc`` on its features."""
+
+    fc: nn.Linear | None
+    dropout_rate: float
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of ``fc``."""
+        return 0 if self.fc is None else self.fc.out_features
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh ``fc``; 0 removes it."""
+        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
+
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Logits of pooled features (…,D), or ``None`` without a classifier."""
+        if self.fc is None:
+            return None
+        return self.fc(functional.dropout(features, self.dropout_rate, self.training))
+
+
+class TrunkNetwork(ClassifiedNetwork):
     """Stages one after the other and a linear classifier ``fc``; tapped by stage.
 
     Subclasses build the stages (the residual ones: ``stem`` and ``layer1`` … ``layer4``), override :meth:`run_stage`
     where a stage is more than the module of its name, and pass the stages' geometry in their order to :meth:`finish`.
     """
-
-    fc: nn.Linear | None
 
     def finish(self, layers: Mapping[str, LayerInfo], num_classes: int, dropout: float) -> None:
         """Declare the stages, add the classifier, initialise everything.
@@ -169,15 +189,6 @@ class TrunkNetwork(VideoNetwork):
         """Channels of the last stage."""
         return list(self._layers.values())[-1].channels
 
-    @property
-    def num_classes(self) -> int:
-        """Outputs of ``fc``."""
-        return 0 if self.fc is None else self.fc.out_features
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
-
     def run_stage(self, name: str, x: Tensor) -> Tensor:
         """Run one of :attr:`layers`."""
         return self.get_submodule(name)(x)
@@ -191,12 +202,6 @@ class TrunkNetwork(VideoNetwork):
             if name in taps:
                 kept[name] = x
         return x, kept
-
-    def classify(self, features: Tensor) -> Tensor | None:
-        """Logits of pooled features (…,D), or ``None`` without a classifier."""
-        if self.fc is None:
-            return None
-        return self.fc(functional.dropout(features, self.dropout_rate, self.training))
 
 
 def new_classifier(feature_dim: int, num_classes: int, like: Tensor) -> nn.Linear | None:

@@ -17,7 +17,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
 from distinit_plugin.models.inception import scaled
 from distinit_plugin.models.inception2d import BATCH_NORM_EPS, InceptionTrunk2D
-from distinit_plugin.models.network import InputSpec, VideoNetwork, global_average, new_classifier
+from distinit_plugin.models.network import ClassifiedNetwork, InputSpec, VideoNetwork, global_average
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
 
@@ -167,14 +167,12 @@ class TwoStream(TwoStreamNetwork):
 
 
 @MODELS.register()
-class Fused3D(TwoStreamNetwork):
+class Fused3D(TwoStreamNetwork, ClassifiedNetwork):
     """Both streams' maps of five frames, ten apart, fused by a 3D convolution; end to end. 39.8 M parameters.
 
     The maps before the last average pool (5×7×7 at 224²) are joined along channels, as 39 M parameters need; 3×3×3
     convolution with BN and ReLU; 3×3×3 max-pool, whose stride the paper does not give: 2 here; average; ``fc``.
     """
-
-    fc: nn.Linear | None
 
     def __init__(
         self,
@@ -208,15 +206,6 @@ class Fused3D(TwoStreamNetwork):
         """Channels of the fusion."""
         return self._feature_dim
 
-    @property
-    def num_classes(self) -> int:
-        """Outputs of ``fc``."""
-        return 0 if self.fc is None else self.fc.out_features
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh ``fc``; 0 removes it."""
-        self.fc = new_classifier(self.feature_dim, num_classes, next(self.parameters()))
-
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
@@ -236,7 +225,4 @@ class Fused3D(TwoStreamNetwork):
         if "fusion" in taps:
             kept["fusion"] = fused
         features = global_average(functional.max_pool3d(fused, 3, 2, 1))
-        logits = None
-        if self.fc is not None:
-            logits = self.fc(functional.dropout(features, self.dropout_rate, self.training))
-        return ModelOutput(logits, features, kept)
+        return ModelOutput(self.classify(features), features, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 import torchvision.models
@@ -20,7 +21,7 @@ from distinit_plugin.teachers.dense import DetectionBackbone, SegmentationNetwor
 from distinit_plugin.teachers.frozen import Frozen
 from distinit_plugin.teachers.image import TimmClassifier, TorchvisionClassifier
 from distinit_plugin.teachers.video import NetworkTeacher
-from distinit_plugin.types import Network, Pick, ViewSpec
+from distinit_plugin.types import Modality, Network, Pick, ViewSpec
 from distinit_plugin.weights.load import compare, load_tensors, translate
 from distinit_plugin.weights.read import CheckpointFile
 from distinit_plugin.weights.report import Mismatch
@@ -58,10 +59,10 @@ def build_teacher(
     crop_size: int = 224,
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
-    depth: int = 18,
-    width: int = 64,
+    modality: Modality = "rgb",
     sampling_rate: int = 1,
     target_fps: float | None = None,
+    **switches: Any,
 ) -> Frozen:
     """Build a frozen teacher.
 
@@ -77,21 +78,21 @@ def build_teacher(
         crop_size: Pixels of its view.
         mean: Per-channel mean of its input, in units of [0, 1].
         std: Per-channel standard deviation of its input.
-        depth: Of a registered network.
-        width: Of a registered network.
+        modality: What a registered network sees.
         sampling_rate: The student's, so that equal views share their pixels.
         target_fps: The student's.
+        switches: Of a registered network (``models.factory.SWITCHES``: ``depth``, ``width``, …).
 
     Raises:
         UserError: An unknown name or a switch outside its range.
         WeightsError: The weights cannot be had, are unreadable, or are of another network or number of classes.
     """
-    view = ViewSpec("rgb", num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std)
+    view = ViewSpec(modality, num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std)
     if weights == RANDOM:
         logger.warning(
             "teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch, extra=SAME_ON_ALL_RANKS
         )
-        network = _build(arch, None, view, num_classes, depth, width)
+        network = _build(arch, None, view, num_classes, switches)
         _check_layer(network, arch, layer)
         _drop_classifier(network, layer)
         return Frozen(network)
@@ -99,13 +100,15 @@ def build_teacher(
         return _pretrained_timm(arch, view, num_classes, layer)
     file = source_weights(arch, weights)
     with torch.random.fork_rng(devices=[]):  # the student's initial weights do not depend on its teachers
-        network = _build(arch, file, view, num_classes, depth, width)
+        network = _build(arch, file, view, num_classes, switches)
     _check_layer(network, arch, layer)
     _load(network, file, arch, layer, num_classes)
     return Frozen(network)
 
 
-def _build(arch: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int, depth: int, width: int) -> Network:
+def _build(
+    arch: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int, switches: Mapping[str, Any]
+) -> Network:
     library, _, model = arch.partition("/")
     if library == "timm" and model:
         return TimmClassifier(model, num_classes, view)
@@ -119,9 +122,16 @@ def _build(arch: str, file: CheckpointFile | None, view: ViewSpec, num_classes: 
     if view.num_frames is None:
         raise UserError(f"teacher {arch} needs a number of frames.")
     clip = InputSpec(
-        view.num_frames, view.sampling_rate, view.target_fps, view.crop_size, view.crop_size, view.mean, view.std
+        num_frames=view.num_frames,
+        sampling_rate=view.sampling_rate,
+        target_fps=view.target_fps,
+        train_crop_size=view.crop_size,
+        test_crop_size=view.crop_size,
+        mean=view.mean,
+        std=view.std,
+        modality=view.modality,
     )
-    return NetworkTeacher(build_network(arch, num_classes=num_classes, input=clip, depth=depth, width=width), view)
+    return NetworkTeacher(build_network(arch, num_classes=num_classes, input=clip, **switches), view)
 
 
 def _build_torchvision(model: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int) -> Network:

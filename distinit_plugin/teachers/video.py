@@ -52,13 +52,13 @@ class NetworkTeacher(nn.Module):
         return self.inner.num_classes
 
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
-        """One view named ``rgb``, the same in every split."""
-        return {"rgb": self.view}
+        """One view, named by its modality, the same in every split."""
+        return {self.view.modality: self.view}
 
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()
     ) -> ModelOutput:
-        """Run on ``views["rgb"]``, normalised (B,3,T,H,W)."""
+        """Run on the view, normalised (B,C,T,H,W)."""
         if FEATURE_MAP not in taps:
             return self.inner(views, boxes=boxes, taps=taps)
         wanted = {name for name in taps if name != FEATURE_MAP}
