@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from distinit_plugin import build
 from distinit_plugin.config.load import load_cfg, parse_cfg, shipped_configs
 from distinit_plugin.config.yaml_files import read_yaml
 
@@ -12,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("configs", "projects") for path in (ROOT / folder).rglob("*.yaml"))
 LEAVES = [path for path in FILES if "_base_" not in path.parts]
 DISTINIT = [path for path in LEAVES if path.parent.name == "DistInit"]
+QUO_VADIS = [path for path in LEAVES if path.parent.name == "I3D"]
 MAX_LEAF_LINES = 15
 
 
@@ -130,3 +133,94 @@ def test_rows_differ_as_the_tables_say():
         assert (32, "dense", classes) == (cfg.DATA.NUM_FRAMES, cfg.CORPUS.TEST_CLIPS, cfg.MODEL.NUM_CLASSES)
     for place in ("imagenet", "places"):
         assert recipe(f"table1_res3d18_{place}_inflated").INIT.INFLATE_FROM == "torchvision/resnet18"
+
+
+# ----------------------------------------------------------------------------------------------------------- Quo Vadis
+NETWORKS = {"lstm": "ConvLSTM", "c3d": "C3D", "two_stream_rgb": "S3DG", "i3d_rgb": "I3D"}
+INTERFACES = {  # Table 1: frames, frames between them, frames of the test clip; crop and short side
+    "lstm": (25, 5, 50, 224, 256),
+    "c3d": (16, 1, 0, 112, 128),
+    "two_stream_rgb": (1, 1, 0, 224, 256),
+    "i3d_rgb": (64, 1, 250, 224, 256),
+}
+
+
+def parts_of(path):
+    found = re.fullmatch(
+        r"(lstm|c3d|two_stream_rgb|i3d_rgb)_(kinetics|ucf101|hmdb51)(?:_(original|fixed|fullft))?_(scratch|imagenet)",
+        path.stem,
+    )
+    assert found
+    assert (found[2] == "kinetics") == (found[3] is None)
+    return found.groups()
+
+
+def test_results_table_names_every_quo_vadis_file_and_no_other():
+    text = (ROOT / "projects" / "i3d" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:lstm|c3d|two_stream|i3d)_\w+)`", text))
+    assert named == {path.stem for path in QUO_VADIS}
+
+
+@pytest.mark.parametrize("path", QUO_VADIS, ids=lambda path: path.stem)
+def test_quo_vadis_files_are_what_their_names_say(path):
+    network, corpus, protocol, init = parts_of(path)
+    cfg, _ = load_cfg(path)
+    assert f"./runs/I3D/{path.stem}" == cfg.OUTPUT_DIR
+    assert NETWORKS[network] == cfg.MODEL.MODEL_NAME
+    assert {"kinetics": 400, "ucf101": 101, "hmdb51": 51}[corpus] == cfg.MODEL.NUM_CLASSES
+    assert [entry.FORMAT for entry in (*cfg.CORPUS.TRAIN.values(), *cfg.CORPUS.TEST.values())] == [corpus] * 2
+    assert cfg.NETWORK.AFFINE_NORM == (init == "imagenet")
+    assert cfg.INIT.TRAINABLE == ("classifier" if protocol == "fixed" else "all")
+    from_images = init == "imagenet" and protocol in (None, "original")
+    assert cfg.INIT.INFLATE_FROM == ("torchvision/googlenet" if from_images else "")
+    frames = (cfg.DATA.NUM_FRAMES, cfg.DATA.SAMPLING_RATE, cfg.CORPUS.TEST_NUM_FRAMES)
+    assert (*frames, cfg.DATA.TRAIN_CROP_SIZE, cfg.CORPUS.TEST_SCALE) == INTERFACES[network]
+    assert [cfg.CORPUS.TEST_SCALE] * 2 == cfg.DATA.TRAIN_JITTER_SCALES
+    assert cfg.DATA.TEST_CROP_SIZE == cfg.DATA.TRAIN_CROP_SIZE
+    assert (cfg.CORPUS.TARGET_FPS, cfg.DATA.MEAN, cfg.DATA.STD) == (25, [0.5] * 3, [0.5] * 3)
+    assert (cfg.SOLVER.WEIGHT_DECAY, cfg.MODEL.DROPOUT_RATE, cfg.RUNNER.SCHEDULE_UNIT) == (1e-7, 0.5, "step")
+    if network == "c3d":
+        assert (cfg.CORPUS.TEST_CLIPS, cfg.CORPUS.DENSE_STRIDE) == ("dense", cfg.DATA.NUM_FRAMES)
+    else:
+        assert cfg.CORPUS.TEST_CLIPS == "uniform"
+        assert cfg.TEST.NUM_ENSEMBLE_VIEWS == (25 if network == "two_stream_rgb" else 1)
+
+
+@pytest.mark.parametrize("path", QUO_VADIS, ids=lambda path: path.stem)
+def test_quo_vadis_schedules(path):
+    network, corpus, protocol, init = parts_of(path)
+    cfg, _ = load_cfg(path)
+    per_gpu = cfg.TRAIN.BATCH_SIZE // cfg.NUM_GPUS // cfg.RUNNER.ACCUMULATE
+    gpus = 64 if corpus == "kinetics" else 16
+    assert gpus * (15 if network == "c3d" else 6) == cfg.TRAIN.BATCH_SIZE
+    assert per_gpu == {"c3d": 15, "two_stream_rgb": cfg.TRAIN.BATCH_SIZE // 8}.get(network, 6)
+    assert cfg.SOLVER.STEPS == ([0, 97_000, 108_000] if corpus == "kinetics" else [0, 3_000, 4_000])
+    assert cfg.SOLVER.MAX_EPOCH == (115_000 if corpus == "kinetics" else 5_000)
+    assert pytest.approx([1, 0.1, 0.01]) == cfg.SOLVER.LRS
+    assert pytest.approx(0.1 * gpus / 64) == cfg.SOLVER.BASE_LR
+    if protocol not in ("fixed", "fullft"):
+        assert cfg.TRAIN.CHECKPOINT_FILE_PATH == ""
+        return
+    before, _ = load_cfg(path.with_name(f"{network}_kinetics_{init}.yaml"))
+    epochs = before.SOLVER.MAX_EPOCH * before.TRAIN.BATCH_SIZE // before.RUNNER.CLIPS_PER_EPOCH
+    last = f"{before.OUTPUT_DIR}/checkpoints/checkpoint_epoch_{epochs:05d}.pyth"
+    assert last == cfg.TRAIN.CHECKPOINT_FILE_PATH
+    assert before.NETWORK == cfg.NETWORK
+
+
+@pytest.mark.parametrize("path", [path for path in QUO_VADIS if "kinetics" in path.stem], ids=lambda path: path.stem)
+def test_quo_vadis_networks_build_with_the_papers_parameters(path):
+    network, _, _, init = parts_of(path)
+    with torch.device("meta"):
+        student = build.build_network(load_cfg(path)[0])
+    count = sum(parameter.numel() for parameter in student.parameters())
+    factors = 7_280 if init == "imagenet" else 0  # of the BN of Inception-v1, which has 5,592,624 parameters without them
+    published = {
+        "lstm": 5_592_624 + 3_147_776 + 513 * 400,
+        "c3d": 79_645_520,
+        "two_stream_rgb": 5_592_624 + 1025 * 400,
+        "i3d_rgb": 12_689_984,
+    }
+    recurrent_norm = 2 * 2048 + 2 * 512 if network == "lstm" else 0
+    assert count == published[network] + factors + recurrent_norm
+    assert (init == "imagenet") == any(name.endswith("1a_7x7.bn.weight") for name in student.state_dict())
