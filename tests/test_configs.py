@@ -9,6 +9,7 @@ import torch
 from distinit_plugin import build
 from distinit_plugin.config.load import load_cfg, parse_cfg, shipped_configs
 from distinit_plugin.config.yaml_files import read_yaml
+from distinit_plugin.video.sampling import dense_starts
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for folder in ("configs", "projects") for path in (ROOT / folder).rglob("*.yaml"))
@@ -136,6 +137,7 @@ def test_rows_differ_as_the_tables_say():
 
 
 # ----------------------------------------------------------------------------------------------------------- Quo Vadis
+TEN_SECONDS = 250  # frames at 25 per second
 NETWORKS = {"lstm": "ConvLSTM", "c3d": "C3D", "two_stream_rgb": "S3DG", "i3d_rgb": "I3D"}
 INTERFACES = {  # Table 1: frames, frames between them, frames of the test clip; crop and short side
     "lstm": (25, 5, 50, 224, 256),
@@ -169,10 +171,10 @@ def test_quo_vadis_files_are_what_their_names_say(path):
     assert NETWORKS[network] == cfg.MODEL.MODEL_NAME
     assert {"kinetics": 400, "ucf101": 101, "hmdb51": 51}[corpus] == cfg.MODEL.NUM_CLASSES
     assert [entry.FORMAT for entry in (*cfg.CORPUS.TRAIN.values(), *cfg.CORPUS.TEST.values())] == [corpus] * 2
-    assert cfg.NETWORK.AFFINE_NORM == (init == "imagenet")
-    assert cfg.INIT.TRAINABLE == ("classifier" if protocol == "fixed" else "all")
+    assert (init == "imagenet") == cfg.NETWORK.AFFINE_NORM
+    assert ("classifier" if protocol == "fixed" else "all") == cfg.INIT.TRAINABLE
     from_images = init == "imagenet" and protocol in (None, "original")
-    assert cfg.INIT.INFLATE_FROM == ("torchvision/googlenet" if from_images else "")
+    assert ("torchvision/googlenet" if from_images else "") == cfg.INIT.INFLATE_FROM
     frames = (cfg.DATA.NUM_FRAMES, cfg.DATA.SAMPLING_RATE, cfg.CORPUS.TEST_NUM_FRAMES)
     assert (*frames, cfg.DATA.TRAIN_CROP_SIZE, cfg.CORPUS.TEST_SCALE) == INTERFACES[network]
     assert [cfg.CORPUS.TEST_SCALE] * 2 == cfg.DATA.TRAIN_JITTER_SCALES
@@ -181,9 +183,10 @@ def test_quo_vadis_files_are_what_their_names_say(path):
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.MODEL.DROPOUT_RATE, cfg.RUNNER.SCHEDULE_UNIT) == (1e-7, 0.5, "step")
     if network == "c3d":
         assert (cfg.CORPUS.TEST_CLIPS, cfg.CORPUS.DENSE_STRIDE) == ("dense", cfg.DATA.NUM_FRAMES)
+        assert len(dense_starts(TEN_SECONDS, 16, 1, cfg.CORPUS.DENSE_STRIDE)) * 16 == 240
     else:
         assert cfg.CORPUS.TEST_CLIPS == "uniform"
-        assert cfg.TEST.NUM_ENSEMBLE_VIEWS == (25 if network == "two_stream_rgb" else 1)
+        assert (25 if network == "two_stream_rgb" else 1) == cfg.TEST.NUM_ENSEMBLE_VIEWS
 
 
 @pytest.mark.parametrize("path", QUO_VADIS, ids=lambda path: path.stem)
@@ -194,8 +197,8 @@ def test_quo_vadis_schedules(path):
     gpus = 64 if corpus == "kinetics" else 16
     assert gpus * (15 if network == "c3d" else 6) == cfg.TRAIN.BATCH_SIZE
     assert per_gpu == {"c3d": 15, "two_stream_rgb": cfg.TRAIN.BATCH_SIZE // 8}.get(network, 6)
-    assert cfg.SOLVER.STEPS == ([0, 97_000, 108_000] if corpus == "kinetics" else [0, 3_000, 4_000])
-    assert cfg.SOLVER.MAX_EPOCH == (115_000 if corpus == "kinetics" else 5_000)
+    assert ([0, 97_000, 108_000] if corpus == "kinetics" else [0, 3_000, 4_000]) == cfg.SOLVER.STEPS
+    assert (115_000 if corpus == "kinetics" else 5_000) == cfg.SOLVER.MAX_EPOCH
     assert pytest.approx([1, 0.1, 0.01]) == cfg.SOLVER.LRS
     assert pytest.approx(0.1 * gpus / 64) == cfg.SOLVER.BASE_LR
     if protocol not in ("fixed", "fullft"):
@@ -214,7 +217,9 @@ def test_quo_vadis_networks_build_with_the_papers_parameters(path):
     with torch.device("meta"):
         student = build.build_network(load_cfg(path)[0])
     count = sum(parameter.numel() for parameter in student.parameters())
-    factors = 7_280 if init == "imagenet" else 0  # of the BN of Inception-v1, which has 5,592,624 parameters without them
+    factors = (
+        7_280 if init == "imagenet" else 0
+    )  # of the BN of Inception-v1, which has 5,592,624 parameters without them
     published = {
         "lstm": 5_592_624 + 3_147_776 + 513 * 400,
         "c3d": 79_645_520,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 from pathlib import Path
 
@@ -293,27 +292,6 @@ def test_test_alone_without_a_checkpoint_says_what_to_do(videos, tmp_path):
     )
     with pytest.raises(UserError, match=r"no checkpoint to test.*TEST\.CHECKPOINT_FILE_PATH"):
         run(cfg)
-
-
-@pytest.mark.parametrize(("name", "width"), [("C3D", 8), ("ConvLSTM", 16), ("I3D", 8), ("S3DG", 8)])
-def test_rgb_networks_of_quo_vadis_train_and_test(name, width, videos, tmp_path):
-    cfg = small_cfg(
-        videos,
-        tmp_path / "run",
-        **labelled(videos, TRAIN="train", TEST="test"),
-        MODEL={"MODEL_NAME": name, "DROPOUT_RATE": 0.2},
-        RESNET={"DEPTH": 18},
-        NETWORK={"WIDTH": width},
-        RUNNER={"CLIPS_PER_EPOCH": 4},
-        TEST={"ENABLE": True},
-    )
-    result = run(cfg)
-    assert result.training.steps == 1
-    assert math.isfinite(result.training.train["loss"])
-    assert result.evaluation.metrics()["num_videos"] == 6
-    assert np.isfinite(result.evaluation.scores).all()
-    trained = weights_of(tmp_path / "run")
-    assert all(value.any() for key, value in trained.items() if key.endswith("bn.bias"))  # it learns without a factor
 
 
 @pytest.mark.parametrize("name", ["torchvision/mc3_18", "pytorchvideo/x3d_s"])
