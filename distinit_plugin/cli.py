@@ -32,6 +32,7 @@ VERBS = {
     "predict": Verb("predict", "print the top classes of videos by name"),
     "probe": Verb("probe", "k-NN and linear probe of a checkpoint's frozen features"),
     "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
+    "check-inflation": Verb("check_inflation", "how far an inflated network is from its image network on a still clip"),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
 }

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from distinit_plugin.models.network import check_choice
+from distinit_plugin.models.network import InputSpec, check_choice
 from distinit_plugin.models.residual import check_width
 from distinit_plugin.types import LayerInfo
 
@@ -152,6 +152,7 @@ class InceptionTrunk2D(nn.Module):
         """
         super().__init__()
         check_choice("NETWORK.PADDING", padding, get_args(Padding))
+        self.padding = padding
         check_width(width)
         chosen: Padding = "same" if padding == "same" else "symmetric"
         layers: dict[str, LayerInfo] = {}
@@ -199,6 +200,24 @@ class InceptionTrunk2D(nn.Module):
             if name in taps:
                 kept[name] = x.unflatten(0, batch_and_time).transpose(1, 2)
         return x.unflatten(0, batch_and_time).transpose(1, 2), kept
+
+
+def padding_gaps(padding: str, input: InputSpec, *, symmetric_pools: bool = True) -> tuple[str, ...]:
+    """Why a GoogLeNet's maps differ in space from those of a network that has its weights.
+
+    Args:
+        padding: NETWORK.PADDING.
+        input: The crops, whose size decides what TensorFlow's padding is.
+        symmetric_pools: Whether ``symmetric`` gives the network torchvision GoogLeNet's pools, too.
+    """
+    size = input.test_crop_size
+    fits = "a crop of a multiple of 32, less 1 (223), makes NETWORK.PADDING same equal to the image network's"
+    if padding == "same" and (size + 1) % 32:
+        other = ", as is NETWORK.PADDING symmetric" if symmetric_pools else ""
+        return (f"NETWORK.PADDING same pads crops of {size} pixels otherwise than the 2D network does ({fits}{other})",)
+    if padding == "symmetric" and not symmetric_pools:
+        return (f"NETWORK.PADDING symmetric has the pools of torchvision's S3D, not those of its GoogLeNet ({fits})",)
+    return ()
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
