@@ -90,12 +90,12 @@ class ExternalNetwork(VideoNetwork):
 
     @property
     def image_trunks(self) -> Mapping[str, str]:
-        """torchvision's full 3D ResNets correspond to its 2D ones."""
+        """The full 3D ResNets of torchvision correspond to its 2D ones."""
         return {"": "resnet"} if self.name in INFLATABLE else {}
 
     @property
     def no_counterpart(self) -> str:
-        """torchvision's R(2+1)D is as ours."""
+        """The R(2+1)D of torchvision is as ours."""
         return NO_FACTORS if self.name == "torchvision/r2plus1d_18" else super().no_counterpart
 
     @property

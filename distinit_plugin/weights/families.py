@@ -10,12 +10,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from distinit_plugin.models.inception2d import END_POINTS
 from distinit_plugin.weights.keymaps import resnet_2d_to_res3d
 
 CLASSIFIER = "fc."
 """Where both families, and the networks that are wholly made of one, have their classifier."""
 
 _GOOGLENET_STEM = {"conv1": "Conv2d_1a_7x7", "conv2": "Conv2d_2b_1x1", "conv3": "Conv2d_2c_3x3"}
+_GOOGLENET_MODULES = (
+    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3"),
+    *(f"inception4{letter}" for letter in "abcde"),
+    *("maxpool4", "inception5a", "inception5b"),
+)
 _GOOGLENET_BRANCHES = {
     "branch1": "b0",
     "branch2.0": "b1a",
@@ -84,14 +90,7 @@ FAMILIES: Mapping[str, Family] = {
         kernels=("conv1.conv.weight", "inception3a.branch1.conv.weight"),
         stem="Conv2d_1a_7x7.conv.weight",
         unused=("aux1.", "aux2."),
-        layers={
-            **{end_point: module for module, end_point in _GOOGLENET_STEM.items()},
-            **{"MaxPool_2a_3x3": "maxpool1", "MaxPool_3a_3x3": "maxpool2"},
-            **{"MaxPool_4a_3x3": "maxpool3", "MaxPool_5a_2x2": "maxpool4"},
-            **{f"Mixed_3{chr(ord(letter) + 1)}": f"inception3{letter}" for letter in "ab"},
-            **{f"Mixed_4{chr(ord(letter) + 1)}": f"inception4{letter}" for letter in "abcde"},
-            **{f"Mixed_5{chr(ord(letter) + 1)}": f"inception5{letter}" for letter in "ab"},
-        },
+        layers=dict(zip(END_POINTS, _GOOGLENET_MODULES, strict=True)),
         advice="It must be a GoogLeNet with batch normalisation of the same NETWORK.WIDTH: torchvision/googlenet has "
         "64.",
     ),

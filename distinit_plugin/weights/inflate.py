@@ -114,12 +114,13 @@ def inflate(network: Network, source_name: str, weights: str) -> LoadReport:
     if weights == TIMM_DEFAULT and not source_name.startswith("timm/"):
         raise UserError(f"INIT.INFLATE_WEIGHTS is 'timm', but {source_name} is not of timm. Give a tag or a file.")
     file = source_weights(source_name, weights)
-    _refuse_other_range(network, source_name, file)
+    range_notes = _check_range(network, source_name, file)
     if source_name.partition("/")[0] in LIBRARIES:
         with torch.device("meta"):
             body = build_library_network(source_name)
         check_strides(body, network, source_name)
-    return inflate_state_dict(file.tensors, network, f"{source_name} ({file.path}), inflated")
+    report = inflate_state_dict(file.tensors, network, f"{source_name} ({file.path}), inflated")
+    return replace(report, notes=report.notes + range_notes)
 
 
 def check_strides(body: nn.Module, network_3d: Network, source_name: str) -> None:
@@ -185,6 +186,7 @@ def _fit(value: Tensor, wanted: Tensor, *, is_stem: bool) -> Tensor:
     """Give a 2D kernel the shape that the network wants; anything else stays as it is."""
     if value.ndim != 4 or wanted.ndim not in (4, 5):
         return value
+    value = value.to(torch.promote_types(value.dtype, wanted.dtype))  # so that the division rounds no more than it must
     in_channels = wanted.shape[1] if is_stem else value.shape[1]
     if wanted.ndim == 4:
         return _to_channels(value, in_channels)
@@ -232,21 +234,27 @@ def _is_added(key: str) -> bool:
     return bool(_GATE.search(key) or _TEMPORAL.search(key))
 
 
-def _refuse_other_range(network: Network, source_name: str, file: CheckpointFile) -> None:
-    """torchvision's own GoogLeNet weights see other numbers than its other networks' weights do."""
+def _check_range(network: Network, source_name: str, file: CheckpointFile) -> tuple[str, ...]:
+    """The published GoogLeNet weights see other numbers than torchvision's other weights do.
+
+    Returns:
+        A note about a file of which nobody can know; none where all is well.
+    """
     if source_name != GOOGLENET or not isinstance(network, VideoNetwork) or network.input.modality != "rgb":
-        return
+        return ()
+    if all(value == GOOGLENET_RANGE for value in (*network.input.mean, *network.input.std)):
+        return ()
     published = {file_of(member) for member in torchvision_tags(GOOGLENET.partition("/")[2]).values()}
-    if Path(file.path).name in published and _other_range(network):
+    if Path(file.path).name in published:
         raise UserError(
             "INIT.INFLATE_FROM: torchvision's GoogLeNet weights see frames in [-1, 1] (its transform_input turns "
             f"ImageNet's normalisation into that), but DATA.MEAN is {list(network.input.mean)} and DATA.STD "
             f"{list(network.input.std)}. Set both to [0.5, 0.5, 0.5]."
         )
-
-
-def _other_range(network: VideoNetwork) -> bool:
-    return any(value != GOOGLENET_RANGE for value in (*network.input.mean, *network.input.std))
+    return (
+        "GoogLeNet weights trained with torchvision's transform_input need DATA.MEAN and DATA.STD of 0.5 each; these "
+        "frames are normalised otherwise",
+    )
 
 
 def _notes(network: VideoNetwork, report: LoadReport, families: Mapping[str, Family]) -> Iterator[str]:
@@ -266,13 +274,4 @@ def _notes(network: VideoNetwork, report: LoadReport, families: Mapping[str, Fam
         yield "temporal convolutions are the identity"
     if any(_GATE.search(key) for key in report.missing):
         yield "gates keep their random initialisation"
-    if (
-        GOOGLENET in {f.example for f in families.values()}
-        and network.input.modality == "rgb"
-        and _other_range(network)
-    ):
-        yield (
-            "GoogLeNet weights trained with torchvision's transform_input need DATA.MEAN and DATA.STD of 0.5 each; "
-            "these are given other frames"
-        )
     yield from network.image_gaps
