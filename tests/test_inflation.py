@@ -146,8 +146,11 @@ def test_other_number_of_classes(image_network: nn.Module) -> None:
         (lambda: res3d(depth=34), "only in 3D: layer1.2.*resnet50 for 50"),
         (lambda: res3d(depth=10), "only in 2D: layer1.1"),
         (lambda: res3d(width=32), "of another shape: stem.0.weight"),
-        (lambda: build_network("Res2D", num_classes=2, input=CLIP), "Res2D is not a 3D ResNet"),
-        (lambda: build_network("torchvision/s3d", num_classes=2, input=CLIP), "not a 3D ResNet"),
+        (
+            lambda: build_network("Res2D", num_classes=2, input=CLIP),
+            "Res2D has no 2D counterpart: it is an image network itself",
+        ),
+        (lambda: build_network("torchvision/s3d", num_classes=2, input=CLIP), "s3d has no 2D counterpart"),
     ],
 )
 def test_refusals(image_network: nn.Module, build: object, message: str) -> None:

@@ -111,8 +111,8 @@ _C.NETWORK.TEMPORAL_FROM = "2C"  # first end-point with temporal kernels: 2C, 3B
 _C.NETWORK.GATING_FROM = "2C"  # first end-point with feature gates: as above; "none": S3D without gates
 
 _C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
-_C.INIT.INFLATE_FROM = ""  # a 2D network ("torchvision/resnet18", "Res2D", …) whose weights are inflated; empty: off
-_C.INIT.INFLATE_WEIGHTS = ""  # torchvision tag or file of that network's weights
+_C.INIT.INFLATE_FROM = ""  # 2D network to inflate ("torchvision/googlenet", "timm/resnet50", "Res2D"); empty: off
+_C.INIT.INFLATE_WEIGHTS = ""  # that network's weights: torchvision tag, "timm" (timm's own), or file
 _C.INIT.TRAINABLE = "all"  # "all", or "classifier": only the last layer trains, the trunk stays in eval mode
 
 _C.CORPUS = CfgNode()

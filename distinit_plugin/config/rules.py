@@ -39,6 +39,13 @@ NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152)
 """The networks that read RESNET.DEPTH → the depths that they have."""
 TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
 """The networks that see frames and flow side by side."""
+INFLATABLE = (
+    *("ConvLSTM", "Fused3D", "I3D", "Res3D", "S3DG", "TwoStream"),
+    *("torchvision/mc3_18", "torchvision/r3d_18"),
+)
+"""The networks that the weights of an image network can fill."""
+IMAGE_NETWORKS = ("Res2D",)
+"""The networks of this package that are image networks themselves."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
 ACTION_LOSSES = ("cross_entropy",)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
@@ -156,6 +163,19 @@ def teacher_name() -> Rule:
     return Rule(f"torchvision/NAME, timm/NAME, pytorchvideo/NAME, {', '.join(NETWORKS)}", accepts, names)
 
 
+def image_network_name() -> Rule:
+    """Nothing, an image network of torchvision or timm, or one of this package."""
+
+    def names() -> list[str]:
+        return sorted({*IMAGE_NETWORKS, *({name for name, _ in MODELS} - set(NETWORKS))})
+
+    def accepts(value: str) -> bool:
+        package, slash, name = value.partition("/")
+        return value == "" or value in names() or (bool(slash and name) and package in ("torchvision", "timm"))
+
+    return Rule(f"torchvision/NAME, timm/NAME, {', '.join(IMAGE_NETWORKS)}, or empty", accepts, names)
+
+
 _NOT_EMPTY = Rule("any text but the empty one", lambda value: bool(value.strip()))
 _COUNT = number(least=1, most=1e9)
 _FROM_ZERO = number(least=0, most=1e12)
@@ -222,6 +242,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRAD_VAL": _FROM_ZERO,
     "SOLVER.CLIP_GRAD_L2NORM": _FROM_ZERO,
     **{f"NETWORK.{key}": rule for key, rule in SWITCH_RULES.items()},
+    "INIT.INFLATE_FROM": image_network_name(),
     "INIT.TRAINABLE": one_of("all", "classifier"),
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,

@@ -16,7 +16,12 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
-from distinit_plugin.config.validate_networks import flow_problems, layer_problems, student_problems
+from distinit_plugin.config.validate_networks import (
+    flow_problems,
+    inflation_problems,
+    layer_problems,
+    student_problems,
+)
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
@@ -250,15 +255,8 @@ def _views(cfg: CfgNode) -> Problems:
 
 def _initialisation(cfg: CfgNode) -> Problems:
     init = cfg.INIT
-    name = cfg.MODEL.MODEL_NAME.lower()
     if init.INFLATE_FROM:
-        if "r2plus1d" in name:
-            yield (
-                f"INIT.INFLATE_FROM: {init.INFLATE_FROM} cannot be inflated into {cfg.MODEL.MODEL_NAME}, whose "
-                "factored convolutions have no 2D counterpart. Use Res3D, or leave INFLATE_FROM empty."
-            )
-        if not init.INFLATE_WEIGHTS:
-            yield "INIT.INFLATE_WEIGHTS: empty, but INIT.INFLATE_FROM is set. Give a torchvision tag or a weights file."
+        yield from inflation_problems(cfg)
         if cfg.TRAIN.CHECKPOINT_FILE_PATH:
             yield (
                 f"TRAIN.CHECKPOINT_FILE_PATH: {cfg.TRAIN.CHECKPOINT_FILE_PATH} would overwrite the weights that "
@@ -342,7 +340,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (student_problems, ("MODEL.", "RESNET.", "NETWORK.")),
     (flow_problems, ("MODEL.", "NETWORK.MODALITY", "TRAIN.ENABLE", "TEST.ENABLE")),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
-    (_initialisation, ("MODEL.", "INIT.", "ACTION.", "TRAIN.CHECKPOINT_FILE_PATH")),
+    (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES")),

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import INCEPTIONS, NETWORK_DEPTHS, NETWORK_SWITCHES, NETWORKS, TWO_STREAM_NETWORKS
+from distinit_plugin.config.rules import (
+    INCEPTIONS,
+    INFLATABLE,
+    NETWORK_DEPTHS,
+    NETWORK_SWITCHES,
+    NETWORKS,
+    TWO_STREAM_NETWORKS,
+)
 
 Problems = Iterator[str]
 
@@ -25,6 +32,25 @@ def layer_problems(cfg: CfgNode) -> Problems:
             f"BN.NORM_TYPE: sync_batchnorm, but BN of {name} has no factor (NETWORK.AFFINE_NORM False), and PyTorch's "
             "synchronised BN then never trains the summand. Set NETWORK.AFFINE_NORM True, or use batchnorm."
         )
+
+
+def inflation_problems(cfg: CfgNode) -> Problems:
+    """An image network that cannot become this network, or has no weights."""
+    name, source, weights = cfg.MODEL.MODEL_NAME, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS
+    if name not in INFLATABLE and (name in NETWORKS or "/" in name):
+        yield (
+            f"INIT.INFLATE_FROM: {source} cannot be inflated into {name}, which has no 2D counterpart. Use "
+            "Res3D (from a ResNet), I3D or S3DG (from a GoogLeNet), or leave INFLATE_FROM empty."
+        )
+    elif "AFFINE_NORM" in NETWORK_SWITCHES.get(name, ()) and not cfg.NETWORK.AFFINE_NORM:
+        yield (f"INIT.INFLATE_FROM: BN of {name} has no factor, that of {source} has. Set NETWORK.AFFINE_NORM True.")
+    if weights in ("", "random"):
+        yield (
+            f"INIT.INFLATE_WEIGHTS: {weights or 'empty'}, but INIT.INFLATE_FROM is set. Give a torchvision tag, "
+            "'timm', or a weights file."
+        )
+    if weights == "timm" and not source.startswith("timm/"):
+        yield f"INIT.INFLATE_WEIGHTS: timm, but {source} is not of timm. Give a torchvision tag or a weights file."
 
 
 def student_problems(cfg: CfgNode) -> Problems:

@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from distinit_plugin.models.c3d import check_several_clips
-from distinit_plugin.models.inception import scaled
+from distinit_plugin.models.inception import padding_gaps, scaled
 from distinit_plugin.models.inception2d import InceptionTrunk2D
 from distinit_plugin.models.network import ClassifiedNetwork, InputSpec
 from distinit_plugin.registry import MODELS
@@ -141,6 +141,16 @@ class ConvLSTM(ClassifiedNetwork):
         self.lstm = NormalizedLSTM(self.trunk.out_channels, scaled(HIDDEN, width))
         self.dropout_rate = dropout
         self.reset_classifier(num_classes)
+
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """What runs on each frame."""
+        return {"trunk.": "googlenet"}
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """TensorFlow's padding."""
+        return padding_gaps(self.trunk.padding, self.input)
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:

@@ -19,6 +19,7 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d, adopt_convolutions
 from distinit_plugin.models.network import InputSpec, VideoNetwork
+from distinit_plugin.models.residual import NO_FACTORS, NO_STEM_POOL
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import LayerInfo, ModelOutput
 
@@ -41,6 +42,9 @@ PYTORCHVIDEO_NAMES = (
     "x3d_xs",
 )
 """Clip classifiers of ``pytorchvideo.models.hub`` (its detection and still-image networks need other inputs)."""
+
+INFLATABLE = ("torchvision/r3d_18", "torchvision/mc3_18")
+"""Networks that a 2D ResNet-18 can be inflated into."""
 
 SLOWFAST_ALPHA = 4
 """Frames of the fast pathway for each frame of the slow one, in all of PyTorchVideo's SlowFast networks."""
@@ -83,6 +87,21 @@ class ExternalNetwork(VideoNetwork):
         self.register_state_dict_post_hook(_to_original_keys)
         self.register_load_state_dict_pre_hook(_from_original_keys)
         self.reset_classifier(num_classes)
+
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """The full 3D ResNets of torchvision correspond to its 2D ones."""
+        return {"": "resnet"} if self.name in INFLATABLE else {}
+
+    @property
+    def no_counterpart(self) -> str:
+        """The R(2+1)D of torchvision is as ours."""
+        return NO_FACTORS if self.name == "torchvision/r2plus1d_18" else super().no_counterpart
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """Their stem has no pool."""
+        return (NO_STEM_POOL,) if self.name in INFLATABLE else ()
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:

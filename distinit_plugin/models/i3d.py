@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor
 
 from distinit_plugin.models.conv3d import TemporalPadding
-from distinit_plugin.models.inception import Padding
+from distinit_plugin.models.inception import Padding, padding_gaps
 from distinit_plugin.models.inception3d import STARTS, InceptionNetwork, Layout, check_common
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.registry import MODELS
@@ -69,6 +69,12 @@ class I3D(InceptionNetwork):
             gated=(),
             fully_convolutional=fully_convolutional,
         )
+        self._padding = padding
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """TensorFlow's padding."""
+        return padding_gaps(self._padding, self.input)
 
     @staticmethod
     def own_name(end_point: str) -> str:

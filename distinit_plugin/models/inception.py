@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from distinit_plugin.models.folding import Triple
+from distinit_plugin.models.network import InputSpec
 
 Padding = Literal["same", "symmetric"]
 """TensorFlow's, or the same on both sides."""
@@ -67,3 +68,21 @@ END_POINTS = tuple(sorted((*STEM_CONVS, *POOLS, *MIXED), key=shorthand))
 def scaled(channels: int, width: int) -> int:
     """Channels of a layer that has ``channels`` at the papers' width of 64."""
     return max(1, channels * width // 64)
+
+
+def padding_gaps(padding: str, input: InputSpec, *, symmetric_pools: bool = True) -> tuple[str, ...]:
+    """Why a GoogLeNet's maps differ in space from those of a network that has its weights.
+
+    Args:
+        padding: NETWORK.PADDING.
+        input: The crops, whose size decides what TensorFlow's padding is.
+        symmetric_pools: Whether ``symmetric`` gives the network torchvision GoogLeNet's pools, too.
+    """
+    size = input.test_crop_size
+    fits = "a crop of a multiple of 32, less 1 (223), makes NETWORK.PADDING same equal to the image network's"
+    if padding == "same" and (size + 1) % 32:
+        other = ", as is NETWORK.PADDING symmetric" if symmetric_pools else ""
+        return (f"NETWORK.PADDING same pads crops of {size} pixels otherwise than the 2D network does ({fits}{other})",)
+    if padding == "symmetric" and not symmetric_pools:
+        return (f"NETWORK.PADDING symmetric has the pools of torchvision's S3D, not those of its GoogLeNet ({fits})",)
+    return ()

@@ -114,6 +114,7 @@ class InceptionTrunk2D(nn.Module):
         """
         super().__init__()
         check_choice("NETWORK.PADDING", padding, get_args(Padding))
+        self.padding = padding
         check_width(width)
         chosen: Padding = "same" if padding == "same" else "symmetric"
         layers: dict[str, LayerInfo] = {}

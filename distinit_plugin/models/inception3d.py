@@ -259,10 +259,10 @@ class InceptionNetwork(TrunkNetwork):
         self._end_points = EndPoints(layers)
         self.finish(self._end_points, num_classes, dropout)
 
-    @staticmethod
-    def own_name(end_point: str) -> str:
-        """The network's name for one of TF-slim's end-points."""
-        return end_point
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """The whole of a GoogLeNet, whose layers go by TF-slim's names."""
+        return {"": "googlenet"}
 
     def initialize(self) -> None:
         """Truncated normal kernels of deviation :meth:`kernel_deviation`; temporal halves the identity; biases 0."""

@@ -119,6 +119,29 @@ class VideoNetwork(nn.Module):
         """Put a fresh classifier with ``num_classes`` outputs; 0 removes it (``logits`` is then ``None``)."""
         raise NotImplementedError
 
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """The parts that an image network's weights can fill: prefix of their keys → its family.
+
+        Families are those of ``distinit_plugin.weights.families``; empty: there is no 2D counterpart.
+        """
+        return {}
+
+    @property
+    def no_counterpart(self) -> str:
+        """Why :attr:`image_trunks` is empty, and what to do instead."""
+        return "no image classifier has its layers. Train it from scratch, or with DISTILL.TEACHERS"
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """Why a still clip does not give the image network's maps, even with replicate padding in time."""
+        return ()
+
+    @staticmethod
+    def own_name(end_point: str) -> str:
+        """The network's name for a layer (or a key of it) of the image network's family."""
+        return end_point
+
     def bare_state_dict(self) -> dict[str, Tensor]:
         """The weights under the keys of the public implementation of this network."""
         return dict(self.state_dict())

@@ -12,7 +12,7 @@ from torch import nn
 
 from distinit_plugin.models.conv3d import TemporalPadding
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.models.residual import ConvShape, Layout, ResidualNetwork, Variant, check_switches
+from distinit_plugin.models.residual import NO_FACTORS, ConvShape, Layout, ResidualNetwork, Variant, check_switches
 from distinit_plugin.registry import MODELS
 
 STEM_MID_CHANNELS = 45  # at width 64; DistInit figure 4 shows these 45 spatial filters
@@ -71,6 +71,11 @@ class R2Plus1D(ResidualNetwork):
             width=width,
             dropout=dropout,
         )
+
+    @property
+    def no_counterpart(self) -> str:
+        """The factors of a kernel are in no image network."""
+        return NO_FACTORS
 
 
 def mid_channels(in_channels: int, out_channels: int) -> int:

@@ -57,6 +57,11 @@ class Res2D(TrunkNetwork):
             layers[f"layer{stage}"] = LayerInfo(in_channels, 1, 2 ** (stage + 1))
         self.finish(layers, num_classes, dropout)
 
+    @property
+    def no_counterpart(self) -> str:
+        """It is one itself."""
+        return "it is an image network itself. Load its weights with TRAIN.CHECKPOINT_FILE_PATH"
+
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
         """One frame: the middle one of the clip."""
         return {name: replace(spec, num_frames=1, pick="center") for name, spec in super().view_specs(split).items()}

@@ -5,6 +5,7 @@ Sources: DistInit (arXiv 1901.09244) §3.1; VMZ ``c2/lib/models/r3d_model.py``. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from torch import nn
@@ -63,6 +64,11 @@ class Res3D(ResidualNetwork):
             width=width,
             dropout=dropout,
         )
+
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """The whole of a 2D ResNet."""
+        return {"": "resnet"}
 
 
 def _full_conv(shape: ConvShape, layout: Layout) -> Conv3d:

@@ -46,6 +46,16 @@ MIN_FRAMES_TO_STRIDE = {3: 4, 4: 8}
 """VMZ: stages 3 and 4 keep their frames (temporal stride 1) for clips shorter than this."""
 
 
+NO_STEM_POOL = (
+    "the 2D network pools after its stem and this one does not (NETWORK.STEM_POOL False, as in the paper): features "
+    "change scale in space"
+)
+NO_FACTORS = (
+    "its kernels are split into space and time. Use MODEL.MODEL_NAME Res3D, or pre-train it with DISTILL.TEACHERS"
+)
+"""What is said about inflating 2D ResNets."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The switches that all convolutions of one network share."""
@@ -195,6 +205,7 @@ class ResidualNetwork(TrunkNetwork):
         super().__init__(input)
         self.stem = stem
         self.stem_pool = stem_pool
+        self._variant = layout.variant
         spatial_stride = 2 if isinstance(stem_pool, nn.Identity) else 4
         layers = {"stem": LayerInfo(width, 1, spatial_stride)}
         temporal_stride, in_channels = 1, width
@@ -212,6 +223,18 @@ class ResidualNetwork(TrunkNetwork):
             spatial_stride *= step
             layers[f"layer{stage}"] = LayerInfo(in_channels, temporal_stride, spatial_stride)
         self.finish(layers, num_classes, dropout)
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """The pool that the paper leaves out, and VMZ's normalisation."""
+        gaps = [NO_STEM_POOL] if isinstance(self.stem_pool, nn.Identity) else []
+        eps, image_eps = BATCH_NORM_EPS[self._variant], BATCH_NORM_EPS["torchvision"]
+        if eps != image_eps:
+            gaps.append(
+                f"BN eps is {eps:g} here and {image_eps:g} in the 2D network (NETWORK.VARIANT torchvision has the "
+                "latter)"
+            )
+        return tuple(gaps)
 
     def run_stage(self, name: str, x: Tensor) -> Tensor:
         """The pool belongs to the stem."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import cast
 
 from distinit_plugin.models.conv3d import TemporalPadding
-from distinit_plugin.models.inception import Padding
-from distinit_plugin.models.inception3d import InceptionNetwork, Layout, check_common, starts_from
+from distinit_plugin.models.inception import Padding, padding_gaps
+from distinit_plugin.models.inception3d import NOWHERE, InceptionNetwork, Layout, check_common, starts_from
 from distinit_plugin.models.network import InputSpec, check_choice
 from distinit_plugin.registry import MODELS
 
@@ -81,3 +81,11 @@ class S3DG(InceptionNetwork):
             gated=starts_from("NETWORK.GATING_FROM", gating_from),
             fully_convolutional=fully_convolutional,
         )
+        self._padding, self._gated = padding, gating_from != NOWHERE
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """Padding in space, and gates."""
+        gaps = padding_gaps(self._padding, self.input, symmetric_pools=False)
+        halved = "gates, which no image network has, halve what passes them (NETWORK.GATING_FROM none leaves them out)"
+        return (*gaps, halved) if self._gated else gaps

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.inception import scaled
+from distinit_plugin.models.inception import padding_gaps, scaled
 from distinit_plugin.models.inception2d import BATCH_NORM_EPS, InceptionTrunk2D
 from distinit_plugin.models.network import ClassifiedNetwork, InputSpec, VideoNetwork, global_average
 from distinit_plugin.registry import MODELS
@@ -55,6 +55,16 @@ class TwoStreamNetwork(VideoNetwork):
         switches = {"padding": padding, "affine_norm": affine_norm, "width": width}
         self.rgb = InceptionTrunk2D(3, **switches)  # type: ignore[arg-type]  # each is of its own type
         self.flow = InceptionTrunk2D(2 * STACK, **switches)  # type: ignore[arg-type]
+
+    @property
+    def image_trunks(self) -> Mapping[str, str]:
+        """Both streams; the first kernel of ``flow`` is the mean over the colours."""
+        return {f"{stream}.": "googlenet" for stream in STREAMS}
+
+    @property
+    def image_gaps(self) -> tuple[str, ...]:
+        """TensorFlow's padding."""
+        return padding_gaps(self.rgb.padding, self.input)
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
