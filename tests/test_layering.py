@@ -25,6 +25,7 @@ LAYERS = (
     {"objectives"},
     {"engine"},
     {"config"},
+    {"building"},
     {"build"},
     {"jobs"},
     {"quickstart"},
@@ -34,7 +35,7 @@ LAYERS = (
 """Each place imports only those before it, and itself."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-KNOW_THE_CONFIGURATION = {"config", "build", "jobs", "commands", "quickstart"}
+KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "quickstart"}
 CONFIG_IMPORTS = {"config", "errors", "registry"}
 """All that config may import: it is read before torch, so that a wrong key is answered at once."""
 

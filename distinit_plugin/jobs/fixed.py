@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distinit_plugin import build
 from distinit_plugin.data.features import FEATURES, FeatureClips
+from distinit_plugin.data.loader import ClipLoader
 from distinit_plugin.engine import checkpoint
 from distinit_plugin.engine.evaluate import Evaluation, evaluate
 from distinit_plugin.engine.fixed import FeatureClassifier
@@ -64,7 +65,7 @@ def train_fixed(
     paths = [videos[int(index)].path for index in features.indices]
     dataset = FeatureClips(videos, dict(zip(paths, features.clips, strict=True)), seed=cfg.RNG_SEED)
 
-    def train_batches(epoch: int, start_step: int) -> build.ClipLoader:
+    def train_batches(epoch: int, start_step: int) -> ClipLoader:
         sampler.set_epoch(epoch, start_step)
         return build.build_train_loader(cfg, dataset, sampler, num_workers=0)
 

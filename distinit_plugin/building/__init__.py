@@ -1,0 +1,1 @@
+"""The parts of ``distinit_plugin.build``, through which they are used."""

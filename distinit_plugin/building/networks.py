@@ -1,0 +1,177 @@
+"""Students, teachers and their terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.errors import WeightsError, naming
+from distinit_plugin.losses import build_loss
+from distinit_plugin.models import factory as models
+from distinit_plugin.models.network import InputSpec
+from distinit_plugin.objectives import Objective, Term, build_adapter
+from distinit_plugin.teachers import factory as teacher_factory
+from distinit_plugin.types import Network
+from distinit_plugin.weights import LoadReport, inflate, load_weights
+
+
+def needs_own_logits(cfg: CfgNode) -> bool:
+    """Whether any term reads the student's own classifier; without one, none is built (it would never learn)."""
+    return cfg.ACTION.LOSS_WEIGHT > 0 or any(
+        entry.HEAD == "own" and entry.LAYER == "logits" and entry.LOSS_WEIGHT > 0
+        for entry in cfg.DISTILL.TEACHERS.values()
+    )
+
+
+def input_spec(cfg: CfgNode) -> InputSpec:
+    """What the student is fed, from the DATA and CORPUS nodes."""
+    return InputSpec(
+        num_frames=cfg.DATA.NUM_FRAMES,
+        sampling_rate=cfg.DATA.SAMPLING_RATE,
+        target_fps=cfg.CORPUS.TARGET_FPS or None,
+        train_crop_size=cfg.DATA.TRAIN_CROP_SIZE,
+        test_crop_size=cfg.DATA.TEST_CROP_SIZE,
+        mean=tuple(cfg.DATA.MEAN),
+        std=tuple(cfg.DATA.STD),
+        modality=cfg.NETWORK.MODALITY,
+        test_num_frames=cfg.CORPUS.TEST_NUM_FRAMES or None,
+    )
+
+
+def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
+    """The student of a configuration, at its random initialisation.
+
+    Args:
+        cfg: The configuration.
+        num_classes: Outputs of its classifier; ``None``: ``MODEL.NUM_CLASSES`` where a term reads it, else none.
+    """
+    if num_classes is None:
+        num_classes = cfg.MODEL.NUM_CLASSES if needs_own_logits(cfg) else 0
+    return models.build_network(
+        cfg.MODEL.MODEL_NAME,
+        num_classes=num_classes,
+        input=input_spec(cfg),
+        dropout=cfg.MODEL.DROPOUT_RATE,
+        depth=cfg.RESNET.DEPTH,
+        **_switches(cfg.NETWORK),
+    )
+
+
+def _switches(node: CfgNode) -> dict[str, object]:
+    """The keys of a NETWORK node as arguments; the modality is part of what a network is fed."""
+    return {key.lower(): value for key, value in node.items() if key != "MODALITY"}
+
+
+def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
+    """Put the weights that INIT and TRAIN.CHECKPOINT_FILE_PATH name into the network; reports of what went where.
+
+    Raises:
+        WeightsError: A file is missing, unreadable or of another network.
+        UserError: The network has no 2D counterpart to be inflated from.
+    """
+    reports = []
+    if cfg.INIT.INFLATE_FROM:
+        with naming("INIT.INFLATE_FROM"):
+            reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
+    if cfg.TRAIN.CHECKPOINT_FILE_PATH:
+        with naming("TRAIN.CHECKPOINT_FILE_PATH"):
+            report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
+            _refuse_part_of_a_trunk(report)
+        reports.append(report)
+    return reports
+
+
+def _refuse_part_of_a_trunk(report: LoadReport) -> None:
+    """One layer may differ: the classifier. More than that is another network that happens to share names.
+
+    Raises:
+        WeightsError: Tensors of several layers are missing from the file, or have no place in the network.
+    """
+    for what, names in (("misses", report.missing), ("has, without a place for them,", report.unexpected)):
+        layers = {name.rpartition(".")[0] for name in names}
+        if len(layers) > 1:
+            raise WeightsError(
+                f"{report.source} {what} {len(names)} tensors of {len(layers)} layers "
+                f"({', '.join(names[:3])}, …), so it is of another network. Set MODEL.MODEL_NAME, RESNET.DEPTH and "
+                "NETWORK as they were when it was trained."
+            )
+
+
+def build_teachers(cfg: CfgNode) -> dict[str, Network]:
+    """Every teacher whose term has weight, frozen, by its name in the configuration."""
+    return {
+        name: build_teacher(name, entry, input_spec(cfg))
+        for name, entry in sorted(cfg.DISTILL.TEACHERS.items())
+        if entry.LOSS_WEIGHT > 0
+    }
+
+
+def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
+    """One frozen teacher from its node.
+
+    Args:
+        name: Of the node.
+        entry: The node.
+        clip: What the student is fed; a teacher with FRAME_PICK clip sees all of its frames.
+
+    Raises:
+        UserError: With the teacher's key in front of what is wrong.
+    """
+    with naming(f"DISTILL.TEACHERS.{name}"):
+        return teacher_factory.build_teacher(
+            entry.ARCH,
+            entry.WEIGHTS,
+            num_classes=entry.NUM_CLASSES,
+            layer=entry.LAYER,
+            num_frames=clip.num_frames if entry.FRAME_PICK == "clip" else entry.NUM_PICKED_FRAMES,
+            pick=entry.FRAME_PICK,
+            crop_size=entry.CROP_SIZE,
+            mean=tuple(entry.MEAN),
+            std=tuple(entry.STD),
+            depth=entry.DEPTH,
+            sampling_rate=clip.sampling_rate,
+            target_fps=clip.target_fps,
+            modality=entry.NETWORK.MODALITY,
+            **_switches(entry.NETWORK),
+        )
+
+
+def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Network]) -> Objective:
+    """Student, teachers and weighted terms as one object."""
+    terms: list[Term] = []
+    adapters: dict[str, nn.Module] = {}
+    if cfg.ACTION.LOSS_WEIGHT > 0:
+        loss = build_loss(cfg.ACTION.LOSS, label_smoothing=cfg.ACTION.LABEL_SMOOTHING)
+        terms.append(Term(name="action", student_layer="logits", loss=loss, weight=cfg.ACTION.LOSS_WEIGHT))
+    for name, teacher in teachers.items():
+        entry = cfg.DISTILL.TEACHERS[name]
+        student_layer = entry.STUDENT_LAYER or _default_student_layer(entry, student)
+        terms.append(
+            Term(
+                name=name,
+                student_layer=student_layer,
+                loss=build_loss(
+                    entry.LOSS,
+                    temperature=entry.TEMPERATURE,
+                    temper_student=entry.TEMPER_STUDENT,
+                    scale_by_temperature=entry.SCALE_BY_TEMPERATURE,
+                    class_reduction=entry.CLASS_REDUCTION,
+                ),
+                weight=entry.LOSS_WEIGHT,
+                teacher=name,
+                teacher_layer=entry.LAYER,
+                max_entropy=entry.MAX_ENTROPY if entry.MAX_ENTROPY >= 0 else None,
+                temperature=entry.TEMPERATURE,
+            )
+        )
+        adapters[name] = build_adapter(entry.HEAD, student, student_layer, teacher, entry.LAYER)
+    return Objective(student, terms, teachers, adapters, gate=cfg.DISTILL.GATE, gate_mean=cfg.DISTILL.GATE_MEAN)
+
+
+def _default_student_layer(entry: CfgNode, student: Network) -> str:
+    """A new head reads the pooled features (or the last map); an own head reads the student's logits."""
+    if entry.LAYER == "feature_map":
+        return list(student.layers)[-1]
+    return "logits" if entry.HEAD == "own" and entry.LAYER == "logits" else "features"
