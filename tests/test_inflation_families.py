@@ -153,6 +153,20 @@ def test_frames_without_time_and_a_given_image(tmp_path: Path) -> None:
         check(*EXACT_RES3D, image=str(tmp_path / "absent.png"))
 
 
+def test_weights_of_a_file(tmp_path: Path) -> None:
+    """Both networks get them, with their number of classes."""
+    flat = build_network("Res2D", num_classes=7, input=RGB, depth=10, width=8)
+    torch.save(flat.bare_state_dict(), tmp_path / "w.pth")
+    words = [*EXACT_RES3D, "NETWORK.WIDTH", 8, "RESNET.DEPTH", 10, "INIT.INFLATE_WEIGHTS", tmp_path / "w.pth"]
+    found = check(*words)
+    assert found.fixed_point
+    assert "w.pth" in found.source
+    assert found.report.complete
+    torch.save({"conv1.weight": flat.conv1.weight}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="is not a 2D ResNet"):
+        check(*words)
+
+
 def test_division_is_needed(googlenet: Mapping[str, Tensor]) -> None:
     network = build_network("I3D", num_classes=CLASSES, input=RGB, padding="symmetric", **AFFINE)
     inflate_state_dict(googlenet, network)

@@ -116,7 +116,7 @@ def inflate(network: Network, source_name: str, weights: str) -> LoadReport:
     file = source_weights(source_name, weights)
     range_notes = _check_range(network, source_name, file)
     if source_name.partition("/")[0] in LIBRARIES:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             body = build_library_network(source_name)
         check_strides(body, network, source_name)
     report = inflate_state_dict(file.tensors, network, f"{source_name} ({file.path}), inflated")
