@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     total = sum(wait for _, wait in later) / sum(step for step, _ in later)
     shares = spread(100 * wait / step for step, wait in later)
     rows = [
-        ["waiting, % of the time", f"{100 * total:.2f}", verdict(total, at_most=MAX_SHARE)],
+        ["waiting, % of the time", f"{100 * total:.2f}", verdict(100 * total, at_most=100 * MAX_SHARE)],
         ["of each ten steps, median (quartiles), %", shares.text(), ""],
         ["in the first ten steps, %", f"{100 * found[0][1] / found[0][0]:.2f}", ""],
         ["s / step", spread(step for step, _ in later).text(3), ""],
