@@ -21,6 +21,7 @@ from distinit_plugin.building.networks import (
     initialize_network,
     input_spec,
     needs_own_logits,
+    refuse_part_of_a_trunk,
 )
 from distinit_plugin.building.optimisation import build_optimizer, build_schedule
 
@@ -42,5 +43,6 @@ __all__ = [
     "initialize_network",
     "input_spec",
     "needs_own_logits",
+    "refuse_part_of_a_trunk",
     "view_specs",
 ]

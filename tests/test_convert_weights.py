@@ -241,6 +241,14 @@ def test_destinations(destination: str, message: str, world: Path, capsys: pytes
     assert destination in capsys.readouterr().err
 
 
+def test_a_missing_source_is_named_also_where_the_destination_exists(tmp_path, capsys):
+    destination = tmp_path / "out.pyth"
+    destination.write_bytes(b"earlier")
+    assert convert(tmp_path / "missing.pt", destination, "--to", "I3D") == 1
+    assert "missing.pt" in capsys.readouterr().err
+    assert destination.read_bytes() == b"earlier"
+
+
 def test_source_is_not_overwritten(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(residual(), world / "x.pth")
     before = (world / "x.pth").read_bytes()

@@ -127,6 +127,13 @@ def test_bad_training_videos_are_replaced(exact_videos, pretrained, tmp_path):
     assert result.fixed_top1 is not None
 
 
+def test_a_trunk_without_weights_is_refused(exact_videos, pretrained, tmp_path):
+    for named in ({}, {"CHECKPOINT_FILE_PATH": str(pretrained)}):  # those of the test are not read here
+        cfg = fixed_cfg(exact_videos, pretrained, tmp_path / "run", TRAIN={"CHECKPOINT_FILE_PATH": ""}, TEST=named)
+        with pytest.raises(UserError, match="it would be random"):
+            probe(cfg)
+
+
 def test_teachers_are_refused(exact_videos, pretrained, tmp_path):
     teacher = brightness_teacher(write_teacher(tmp_path / "teacher.pth"))
     cfg = fixed_cfg(exact_videos, pretrained, tmp_path / "run", DISTILL={"TEACHERS": {"IMAGENET": teacher}})

@@ -78,12 +78,12 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
         with naming("TRAIN.CHECKPOINT_FILE_PATH"):
             report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
-            _refuse_part_of_a_trunk(report)
+            refuse_part_of_a_trunk(report)
         reports.append(report)
     return reports
 
 
-def _refuse_part_of_a_trunk(report: LoadReport) -> None:
+def refuse_part_of_a_trunk(report: LoadReport) -> None:
     """One layer may differ: the classifier. More than that is another network that happens to share names.
 
     Raises:

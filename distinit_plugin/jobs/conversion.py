@@ -292,7 +292,8 @@ def _check_destination(source: str, destination: str) -> Path:
     path = Path(destination).expanduser()
     if path.suffix not in SUFFIXES:
         raise UserError(f"{destination} has no suffix that is known. Allowed: {', '.join(SUFFIXES)}.")
-    if path.exists() and (path.is_dir() or path.samefile(Path(source).expanduser())):
+    read = Path(source).expanduser()
+    if path.is_dir() or (path.exists() and read.exists() and path.samefile(read)):
         what = "a folder" if path.is_dir() else "the file that is to be read"
         raise UserError(f"{destination} is {what}. Name another file.")
     if path.suffix == ".safetensors":

@@ -75,6 +75,12 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
         if distributed.world_size() > 1:
             raise UserError("A probe runs in one process: start it without torchrun.")
         fixed = cfg.INIT.TRAINABLE == "classifier"
+        if fixed and not (cfg.TRAIN.CHECKPOINT_FILE_PATH or cfg.INIT.INFLATE_FROM):
+            raise UserError(
+                "INIT.TRAINABLE: classifier leaves the trunk as it is, and no weights are named for it, so it would be "
+                "random. Set TRAIN.CHECKPOINT_FILE_PATH (TEST.CHECKPOINT_FILE_PATH is not read here), or "
+                "INIT.INFLATE_FROM."
+            )
         network = build_student(session) if fixed else _frozen(cfg)
         session.check_convolutions(network, network.view_specs("test"))
         train_videos, test_videos = (session.corpora.of(use, labeled=True) for use in USES)
@@ -113,6 +119,7 @@ def _frozen(cfg: CfgNode) -> Network:
         reports = build.initialize_network(cfg, network)
     else:
         reports = [load_weights(network, weights_to_test(cfg))]
+        build.refuse_part_of_a_trunk(reports[0])
     for report in reports:
         logger.info("%s", report)
     return network

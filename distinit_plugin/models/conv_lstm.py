@@ -91,7 +91,7 @@ class NormalizedLSTM(nn.Module):
 
     def _run(self, x: Tensor) -> Tensor:
         inputs = functional.linear(x, self.input_weight)
-        hidden = cell = x.new_zeros(len(x), self.hidden)
+        hidden = cell = x.new_zeros(x.shape[0], self.hidden)
         states: list[Tensor] = []
         for step in range(x.shape[1]):
             at = {"step": step, "is_last": step == x.shape[1] - 1}
