@@ -408,3 +408,24 @@ def test_a_public_file_as_a_teacher(world: Path) -> None:
     assert torch.equal(teacher.bare_state_dict()["fc.weight"], residual()["fc.weight"])
     with pytest.raises(WeightsError, match="has 5 classes, NUM_CLASSES is 6"):
         build_teacher("R2Plus1D", "x.pkl", num_classes=6, depth=10, width=8, num_frames=8, pick="clip", crop_size=32)
+
+
+def test_a_file_of_this_program_says_what_its_network_is(tmp_path):
+    """BN's eps and the padding leave no trace in the shapes."""
+    settings = "{MODEL_NAME: Res3D, NUM_CLASSES: 5}"
+    network = "{WIDTH: 8, VARIANT: vmz, STEM_POOL: True, TEMPORAL_PADDING: replicate}"
+    cfg = f"MODEL: {settings}\nRESNET: {{DEPTH: 10}}\nNETWORK: {network}\nDATA: {{MEAN: [0.1, 0.2, 0.3]}}\n"
+    switches = {"variant": "vmz", "stem_pool": True, "temporal_padding": "replicate"}
+    source = build_network("Res3D", num_classes=5, input=InputSpec(), depth=10, width=8, **switches)
+    torch.save({"model_state": source.state_dict(), "cfg": cfg}, tmp_path / "own.pyth")
+    assert convert(tmp_path / "own.pyth", tmp_path / "new.pyth", "--to", "Res3D") == 0
+    written = torch.load(tmp_path / "new.pyth", weights_only=True)["cfg"]
+    for part in ("VARIANT: vmz", "STEM_POOL: true", "TEMPORAL_PADDING: replicate", "- 0.1"):
+        assert part in written, written
+    assert (
+        convert(
+            tmp_path / "own.pyth", tmp_path / "other.pyth", "--to", "Res3D", "--opts", "NETWORK.VARIANT", "torchvision"
+        )
+        == 0
+    )
+    assert "VARIANT: torchvision" in torch.load(tmp_path / "other.pyth", weights_only=True)["cfg"]

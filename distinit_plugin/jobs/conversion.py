@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
-from distinit_plugin.config.load import read_cfg
+from distinit_plugin.config.load import parse_cfg, read_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import NETWORK_DEPTHS, NETWORK_SWITCHES, RULES
 from distinit_plugin.engine.checkpoint import save_checkpoint
@@ -197,6 +197,8 @@ def _fit_switches(target: Target, file: CheckpointFile, layout: Layout | None, *
             found.setdefault("variant", "torchvision")  # the public files with these names
         for switch, value in {**found, **(layout.switches if layout else {})}.items():
             target.set(_KEYS[switch], value)
+        if layout is None:
+            _take_description(target, file)
     channels = 3 if target.cfg.NETWORK.MODALITY == "rgb" else 2
     target.knows_input |= layout is not None
     for key, values in (("MEAN", layout.mean if layout else None), ("STD", layout.std if layout else None)):
@@ -212,6 +214,24 @@ def _fit_switches(target: Target, file: CheckpointFile, layout: Layout | None, *
         if only_classifier(report.mismatched):
             target.num_classes = report.mismatched[0].file_shape[0]
             target.set("MODEL.NUM_CLASSES", target.num_classes)
+
+
+def _take_description(target: Target, file: CheckpointFile) -> None:
+    """A file of this program says itself what its network is: what shapes cannot tell (padding, BN's eps), too.
+
+    Raises:
+        ConfigError: What it says is damaged.
+    """
+    text = file.details.get("cfg")
+    if not isinstance(text, str):
+        return
+    own, _ = parse_cfg(text, f"the configuration in {file.path}", check=False)
+    if target.name != own.MODEL.MODEL_NAME:
+        return
+    for key in ("RESNET.DEPTH", *(f"NETWORK.{key}" for key in own.NETWORK), "DATA.MEAN", "DATA.STD"):
+        node, _, leaf = key.partition(".")
+        target.set(key, own[node][leaf])
+    target.knows_input = True
 
 
 def _check_values(cfg: CfgNode) -> None:
