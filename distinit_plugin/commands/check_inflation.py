@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from distinit_plugin.commands.common import whole
-from distinit_plugin.config.load import read_cfg
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.commands.common import load_network_from_arguments, whole
 
 FRAMES = 16
 
@@ -45,14 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
         *_pair("DATA.TRAIN_CROP_SIZE", arguments.crop),
         *_pair("DATA.TEST_CROP_SIZE", arguments.crop),
     ]
-    # What only a training needs (corpora, schedules) is not looked at; the networks say what is wrong with them.
-    reading = read_cfg(arguments.cfg_files, [*pairs, *arguments.opts], check=False)
-    if reading.problems:
-        raise ConfigError(reading.problems)
+    cfg = load_network_from_arguments(arguments, pairs)
 
     from distinit_plugin.jobs.inflation_check import check_inflation
 
-    found = check_inflation(reading.cfg, image=arguments.image, precision=arguments.precision)
+    found = check_inflation(cfg, image=arguments.image, precision=arguments.precision)
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.to_text())
     return 0
 

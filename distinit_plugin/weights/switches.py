@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from distinit_plugin.models.inception import shorthand
+from distinit_plugin.models.inception3d import NOWHERE, STARTS
 from distinit_plugin.models.r2plus1d import mid_channels
 from distinit_plugin.models.residual import DEPTHS
 
 _BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.")
 _INCEPTION_STEM = re.compile(r"^(Conv[23]d_)1a_7x7\.conv\.weight$")
-_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
 _NORMALISED = re.compile(r"\.(bn|temporal_bn)\.weight$")
 
 
@@ -60,13 +61,14 @@ def _inception(tensors: Mapping[str, Tensor], stem: str, filled: Collection[str]
     found["stem_frames"] = (tensors[stem] if temporal is None else temporal).shape[2]
     found["temporal_norm"] = any(".temporal_bn." in key for key in tensors)
     for switch, part in (("temporal_from", ".temporal.weight"), ("gating_from", ".gate.weight")):
-        having = (start for start in _STARTS if any(_is_in(start, prefix, key) and part in key for key in tensors))
-        found[switch] = next(having, "none")
+        having = (
+            shorthand(start)
+            for start in STARTS
+            for place in [f"{start.replace('Conv2d_', prefix)}."]
+            if any(key.startswith(place) and part in key for key in tensors)
+        )
+        found[switch] = next(having, NOWHERE)
     return found
-
-
-def _is_in(start: str, prefix: str, key: str) -> bool:
-    return key.startswith(f"{prefix}2c_3x3." if start == "2C" else f"Mixed_{start.lower()}.")
 
 
 def _modality(kernel: Tensor) -> dict[str, object]:
