@@ -171,8 +171,7 @@ class VideoReader:
                     yield self._convert(frame)
                     done += 1
             if done < len(wanted):  # as for ``read``, the long way decides
-                if not (self._at_start and self._probed):
-                    self._open()
+                self._start_over()
                 for frame in self._in_order(self._all_frames(), wanted[done:]):
                     yield self._convert(frame)
                     done += 1
@@ -229,6 +228,11 @@ class VideoReader:
                 other.discard = av.stream.Discard.all
         self._stream = stream
 
+    def _start_over(self) -> None:
+        """Be at the start of the file, opened with all that probing tells."""
+        if not (self._at_start and self._probed):
+            self._open()
+
     def _build_index(self) -> FrameIndex:
         assert self._container is not None
         self._at_start = False
@@ -267,8 +271,7 @@ class VideoReader:
                 return
             # A key frame that is none (a gradual refresh), a seek that missed, or pictures in another order than the
             # header says: the long way decides.
-        if not (self._at_start and self._probed):
-            self._open()
+        self._start_over()
         problem = self._collect(wanted, out, window, self._all_frames())
         if problem is not None:
             raise VideoError(self.path, problem)
