@@ -123,6 +123,21 @@ def children(but: frozenset[int] = frozenset()) -> list[int]:
     return [pid for pid in started if pid not in but]
 
 
+def open_files(enough: int, seconds: float = 3.0) -> int:
+    """Open files of this process, the fewest within some seconds: a thread or a worker that ends closes its own late.
+
+    Args:
+        enough: Do not wait for fewer than these.
+        seconds: To wait at most.
+    """
+    until = time.monotonic() + seconds
+    fewest = len(os.listdir("/proc/self/fd"))
+    while fewest > enough and time.monotonic() < until:
+        time.sleep(0.05)
+        fewest = min(fewest, len(os.listdir("/proc/self/fd")))
+    return fewest
+
+
 def slope(samples: list[int], values: list[float], warm_up: float = 0.2) -> float:
     """Growth per 1000 samples by least squares, without the first part; 0 for fewer than three points."""
     start = int(warm_up * len(samples))
@@ -234,9 +249,9 @@ def soak(folder: Path, *, samples: int, videos: int, epochs: int, workers: int, 
                 seen.parent.append(memory(os.getpid(), "Rss"))
                 seen.workers.append(sum(memory(pid, "Pss") for pid in children(others)))
                 seen.epochs.append(epoch)
-        del batches
+        del batches, batch  # the tensors of the last batch are open files, too
         gc.collect()  # as the loader does before it starts the next epoch's workers
-        seen.descriptors.append(len(os.listdir("/proc/self/fd")))
+        seen.descriptors.append(open_files(enough=min(seen.descriptors, default=0)))
         seen.processes.append(len(children(others)))
     faulthandler.cancel_dump_traceback_later()
     seen.bad = {video.path for video in bad_log.videos()}
@@ -270,7 +285,7 @@ def problems(seen: Measured, *, videos: int, expected: int, broken: set[str], na
 
 
 def _is_flat(counts: list[int]) -> bool:
-    """No growth; a pipe of the last workers may still be open at some looks."""
+    """No growth: the fewest of the second half are not more than the fewest of the first."""
     half = len(counts) // 2
     return min(counts[half:]) <= min(counts[: max(1, half)])
 
