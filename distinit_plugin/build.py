@@ -13,6 +13,7 @@ from distinit_plugin.building.data import (
     has_corpus,
     view_specs,
 )
+from distinit_plugin.building.flow import build_live_flow
 from distinit_plugin.building.networks import (
     build_network,
     build_objective,
@@ -30,6 +31,7 @@ __all__ = [
     "FRAME_INDEX_FOLDER",
     "build_corpora",
     "build_dataset",
+    "build_live_flow",
     "build_network",
     "build_objective",
     "build_optimizer",

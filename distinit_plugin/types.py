@@ -53,6 +53,16 @@ class ViewSpec:
         stack = "" if self.stack == 1 else f"_stack{self.stack}"
         return f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}"
 
+    @property
+    def pairs(self) -> str:
+        """The identity of the pairs of frames from which a view of flow is computed."""
+        return f"{self.pixels}_pairs"
+
+    @property
+    def channels(self) -> int:
+        """C: red, green, blue, or u and v of each frame of a stack."""
+        return (3 if self.modality == "rgb" else 2) * self.stack
+
 
 class SampleKey(NamedTuple):
     """Names one sample. A sample is a pure function of (seed, key): worker count and history never matter."""
@@ -74,7 +84,8 @@ class BadVideo(NamedTuple):
 class Sample(TypedDict):
     """What the dataset returns for one key."""
 
-    views: dict[str, Tensor]  # ViewSpec.pixels → uint8 (C,T,H,W); equal specs share a tensor
+    views: dict[str, Tensor]  # ViewSpec.pixels → uint8 (C,T,H,W), or ViewSpec.pairs → uint8 (6,T·stack,H,W) where flow
+    # is still to be computed; equal specs share a tensor
     key: SampleKey
     path: str  # the file that was really read (a replacement when the one asked for is bad)
     targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1
@@ -84,7 +95,7 @@ class Sample(TypedDict):
 class Batch(TypedDict):
     """Samples joined along a new first dimension; ``views`` are still uint8."""
 
-    views: dict[str, Tensor]  # ViewSpec.pixels → uint8 (B,C,T,H,W)
+    views: dict[str, Tensor]  # as in ``Sample``, with a first dimension B
     keys: list[SampleKey]
     paths: list[str]
     targets: dict[str, Tensor]  # "label": (B,) int64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from distinit_plugin.building.flow import build_stored_flow
 from distinit_plugin.building.networks import needs_own_logits
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.dataset import ClipDataset
@@ -130,6 +131,7 @@ def build_dataset(
         dense_stride=cfg.CORPUS.DENSE_STRIDE,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
         index_cache=index_folder if keep_index else None,
+        flow=build_stored_flow(cfg) if any(spec.modality == "flow" for spec in specs.values()) else None,
     )
 
 

@@ -129,6 +129,14 @@ _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it coun
 _C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of its training, validation or test videos are bad
 _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
 
+_C.FLOW = CfgNode()  # optical flow, where a network sees it
+_C.FLOW.STORE = ""  # folder that distinit extract-flow wrote; empty: flow is computed from the frames, on the device
+_C.FLOW.MISSING = "refuse"  # a video that is not in FLOW.STORE: "refuse" it as a bad one, or compute its flow "live"
+_C.FLOW.BACKEND = "tvl1"  # what computes it: tvl1, dual_tvl1, dis_medium, dis_fast, raft_small, raft_large
+_C.FLOW.WEIGHTS = ""  # of raft_small and raft_large: a file, or a torchvision tag
+_C.FLOW.BOUND = 20.0  # flow of [-BOUND, BOUND] pixels is coded in bytes; more is cut off
+_C.FLOW.ROUNDING = "round"  # "round" (0 is coded 128) or "floor" (127, as in I3D's data)
+
 CORPUS_ENTRY = CfgNode()
 """Keys of one named node below CORPUS.TRAIN, CORPUS.VAL or CORPUS.TEST."""
 CORPUS_ENTRY.FORMAT = "folder"  # folder, list, csv, ucf101, hmdb51, kinetics, frames

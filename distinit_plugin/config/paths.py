@@ -18,6 +18,7 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
         yield from unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE, "--opts CORPUS.INDEX_CACHE FOLDER")
     yield from _corpora(cfg)
     yield from _weights(cfg)
+    yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
 
 
 def _corpora(cfg: CfgNode) -> Iterator[str]:
@@ -43,6 +44,8 @@ def _weights(cfg: CfgNode) -> Iterator[str]:
         for name, entry in cfg.DISTILL.TEACHERS.items():
             if entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
                 yield from _missing(f"DISTILL.TEACHERS.{name}.WEIGHTS", entry.WEIGHTS, "Put the weights there")
+    if _is_file_name(cfg.FLOW.WEIGHTS):
+        yield from _missing("FLOW.WEIGHTS", cfg.FLOW.WEIGHTS, "Put the weights there")
     if cfg.TEST.ENABLE:
         yield from _missing("TEST.CHECKPOINT_FILE_PATH", cfg.TEST.CHECKPOINT_FILE_PATH, "Train first")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fvcore.common.registry import Registry
 
 from distinit_plugin.errors import shown
-from distinit_plugin.registry import CORPORA, FRAME_PICKERS, LOSSES, MODELS, near_matches
+from distinit_plugin.registry import CORPORA, FLOW_BACKENDS, FRAME_PICKERS, LOSSES, MODELS, near_matches
 
 _INCEPTION_2D = ("WIDTH", "PADDING", "AFFINE_NORM")
 _INCEPTION_3D = (*_INCEPTION_2D, "TEMPORAL_PADDING", "FULLY_CONVOLUTIONAL")
@@ -37,6 +37,9 @@ INCEPTIONS = ("I3D", "S3DG")
 _VIDEO_DEPTHS = (10, 16, 18, 26, 34, 50, 101, 152)
 NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152), "Res3D": _VIDEO_DEPTHS}
 """The networks that read RESNET.DEPTH → the depths that they have."""
+FLOW_BACKEND_NAMES = ("tvl1", "dual_tvl1", "dis_medium", "dis_fast", "raft_small", "raft_large")
+"""What computes optical flow."""
+
 TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
 """The networks that see frames and flow side by side."""
 INFLATABLE = (
@@ -252,6 +255,10 @@ RULES: dict[str, Rule] = {
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "FLOW.MISSING": one_of("refuse", "live"),
+    "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
+    "FLOW.BOUND": number(above=0, most=4096),
+    "FLOW.ROUNDING": one_of("round", "floor"),
     "DISTILL.GATE": one_of("weight", "skip"),
     "DISTILL.GATE_MEAN": one_of("all", "kept"),
     "ACTION.LOSS": registered(ACTION_LOSSES, LOSSES, without=DISTILL_LOSSES),

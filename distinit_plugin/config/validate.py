@@ -338,7 +338,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "MODEL.MODEL_NAME", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),
     (student_problems, ("MODEL.", "RESNET.", "NETWORK.")),
-    (flow_problems, ("MODEL.", "NETWORK.MODALITY", "TRAIN.ENABLE", "TEST.ENABLE")),
+    (flow_problems, ("FLOW.",)),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),

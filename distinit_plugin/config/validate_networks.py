@@ -91,20 +91,14 @@ def switch_problems(name: str, depth: int, switches: CfgNode, depth_key: str, wh
 
 
 def flow_problems(cfg: CfgNode) -> Problems:
-    """What would need optical flow."""
-    if not (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
-        return
-    flow = cfg.NETWORK.MODALITY == "flow"
-    if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and not flow:  # else student_problems speaks of it
-        yield (
-            f"MODEL.MODEL_NAME: {cfg.MODEL.MODEL_NAME} sees optical flow beside frames. It can be built, described and "
-            "loaded, but this version makes no optical flow from videos. Train and test another network."
-        )
-    elif flow and cfg.MODEL.MODEL_NAME not in TWO_STREAM_NETWORKS:
-        yield (
-            "NETWORK.MODALITY: flow networks can be built, described and loaded, but this version makes no optical "
-            "flow from videos. Train and test with rgb."
-        )
+    """What the keys of FLOW demand of one another."""
+    flow = cfg.FLOW
+    if flow.MISSING == "live" and not flow.STORE:
+        yield "FLOW.MISSING: live is for videos that FLOW.STORE lacks, and FLOW.STORE is empty. Leave it at 'refuse'."
+    if flow.WEIGHTS and not flow.BACKEND.startswith("raft"):
+        yield f"FLOW.WEIGHTS: {flow.WEIGHTS!r} has no meaning for FLOW.BACKEND {flow.BACKEND}. Leave it empty."
+    if flow.BACKEND.startswith("raft") and not flow.WEIGHTS and (flow.MISSING == "live" or not flow.STORE):
+        yield f"FLOW.WEIGHTS: empty, but FLOW.BACKEND {flow.BACKEND} needs weights. Give a file, or a torchvision tag."
 
 
 def _separable(network: CfgNode, where: str) -> Problems:

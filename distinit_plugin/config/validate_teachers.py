@@ -23,11 +23,6 @@ def teacher_problems(cfg: CfgNode) -> Problems:
 def _teacher_network(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
     yield from switch_problems(entry.ARCH, entry.DEPTH, entry.NETWORK, f"{where}.DEPTH", f"{where}.NETWORK")
     modality = entry.NETWORK.MODALITY
-    if modality == "flow" and entry.LOSS_WEIGHT > 0:
-        yield (
-            f"{where}.NETWORK.MODALITY: this version makes no optical flow from videos. Use a teacher that sees rgb, "
-            f"or set {where}.LOSS_WEIGHT 0."
-        )
     channels = 2 if modality == "flow" else 3
     for key in ("MEAN", "STD"):
         if len(entry[key]) != channels:

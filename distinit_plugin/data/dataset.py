@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from distinit_plugin.data.flow import StoredFlow
 from distinit_plugin.data.loader import read_items
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
 from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
-from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.decode import FrameSource, open_video
 from distinit_plugin.video.index import FrameIndex, IndexCache
-from distinit_plugin.video.sampling import clip_at, dense_starts, random_clip, resample, uniform_clip
+from distinit_plugin.video.sampling import Clip, clip_at, dense_starts, random_clip, resample, uniform_clip
 from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry
 
 # First word of the entropy of each random stream; the sampler has 1 and 2.
@@ -87,6 +88,7 @@ class ClipDataset(Dataset[Sample]):
         timeout: float | None = 30.0,
         index_cache: str | None = None,
         max_replacements: int = 10,
+        flow: StoredFlow | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -106,6 +108,7 @@ class ClipDataset(Dataset[Sample]):
             timeout: Seconds that one file may take; ``None``: any time.
             index_cache: Folder for time stamps of videos already seen; ``None`` or empty: in memory only.
             max_replacements: Training: bad videos in a row that end the job.
+            flow: Where views of flow are read; ``None``: samples hold the pairs of frames to compute it from.
         """
         self.videos = corpora if isinstance(corpora, Mixture) else Mixture(corpora)
         self.specs = dict(specs)
@@ -122,6 +125,7 @@ class ClipDataset(Dataset[Sample]):
         self._timeout = timeout
         self._cache = IndexCache(index_cache or None)
         self._max_replacements = max_replacements
+        self._flow = flow
         self._memory = FrameMemory()
         self._known_bad: dict[str, str] = {}
 
@@ -219,12 +223,47 @@ class ClipDataset(Dataset[Sample]):
         with open_video(record.path, cache=self._cache, timeout=self._timeout) as reader:
             clip = self._clip(reader.index, key, rng)
             geometry = self._geometry(reader.index.height, reader.index.width, key, rng)
+            seed = int(rng.integers(0, 2**63))
+            flow, specs = self._stored_flow(reader, clip, geometry, seed)
+            if not specs:
+                return flow
             if self._train:
                 read = partial(reader.read, window=geometry.window)
-                return build_views(read, clip, self.specs, geometry.inside_window, rng)
+                return flow | self._decoded(read, clip, specs, geometry.inside_window, seed)
             self._memory.choose(record.path)
             read = partial(self._memory.read, fetch=reader.read)
-            return build_views(read, clip, self.specs, geometry, rng)
+            return flow | self._decoded(read, clip, specs, geometry, seed)
+
+    def _stored_flow(
+        self, reader: FrameSource, clip: Clip, geometry: Geometry, seed: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, ViewSpec]]:
+        """The views that the store of flow gives, and the specs that are left."""
+        wanted = {name: spec for name, spec in self.specs.items() if spec.modality == "flow"}
+        if self._flow is None or not wanted:
+            return {}, self.specs
+        stored = self._flow.open(reader.path, len(clip.timeline))
+        if stored is None:
+            return {}, self.specs
+        size = (reader.index.height, reader.index.width)
+        with stored:
+            views = self._flow.views(stored, clip, wanted, geometry, size, seed)
+        return views, {name: spec for name, spec in self.specs.items() if name not in wanted}
+
+    def _decoded(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        clip: Clip,
+        specs: Mapping[str, ViewSpec],
+        geometry: Geometry,
+        seed: int,
+    ) -> dict[str, torch.Tensor]:
+        """Views from frames. Where others come from a store, flow is computed here: all samples hold the same views."""
+        views = build_views(read, clip, specs, geometry, seed)
+        if self._flow is not None:
+            for spec in specs.values():
+                if spec.pairs in views:
+                    views[spec.pixels] = self._flow.compute(views.pop(spec.pairs), spec.stack)
+        return views
 
     def _timeline(self, index: FrameIndex) -> np.ndarray:
         """Source frame of each frame after resampling, int64 (N,)."""
@@ -232,13 +271,13 @@ class ClipDataset(Dataset[Sample]):
             return np.arange(index.num_frames)
         return resample(index.seconds, self._clip_spec.target_fps)
 
-    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> np.ndarray:
-        """Source frames of the student's clip, int64 (T,)."""
+    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> Clip:
+        """The student's clip."""
         spec = self._clip_spec
         timeline = self._timeline(index)
         total = len(timeline)
         if spec.num_frames is None:
-            return timeline
+            return Clip(timeline, np.arange(total))
         if self._train:
             places = random_clip(total, spec.num_frames, spec.sampling_rate, rng)
         elif self.has_dense_clips:
@@ -246,7 +285,7 @@ class ClipDataset(Dataset[Sample]):
             places = clip_at(start, total, spec.num_frames, spec.sampling_rate)
         else:
             places = uniform_clip(total, spec.num_frames, spec.sampling_rate, key.clip, self._num_clips)
-        return timeline[places]
+        return Clip(timeline, places)
 
     def _dense_starts(self, total: int) -> np.ndarray:
         spec = self._clip_spec

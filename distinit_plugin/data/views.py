@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from distinit_plugin.data.flow import LiveFlow
 from distinit_plugin.types import ViewSpec
 
 _MAX_CODE = 255.0
@@ -19,6 +20,7 @@ def finish_views(
     *,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    flow: LiveFlow | None = None,
 ) -> dict[str, Tensor]:
     """Move and normalise the views of a batch.
 
@@ -26,27 +28,31 @@ def finish_views(
     deviation share one result: nobody may write into it.
 
     Args:
-        views: ``ViewSpec.pixels`` → uint8 (B,C,T,H,W).
+        views: ``ViewSpec.pixels`` → uint8 (B,C,T,H,W), or ``ViewSpec.pairs`` → uint8 (B,6,T·stack,H,W).
         specs: The caller's name of each view (``student/rgb``, ``IMAGENET/rgb``) → what it must be.
         device: Where to.
         dtype: Of the result; the arithmetic is fp32.
         memory_format: ``torch.channels_last_3d`` or contiguous.
+        flow: Computes flow from pairs, on the device.
 
     Returns:
         The caller's name → (value / 255 − mean) / std, (B,C,T,H,W).
 
     Raises:
-        KeyError: A spec whose pixels the batch does not hold.
+        KeyError: A spec whose pixels the batch does not hold, and cannot be computed.
     """
     moved: dict[str, Tensor] = {}
     finished: dict[tuple[str, tuple[float, ...], tuple[float, ...]], Tensor] = {}
     result: dict[str, Tensor] = {}
     for name, spec in specs.items():
         if spec.pixels not in moved:
-            if spec.pixels not in views:
+            if spec.pixels in views:
+                raw = views[spec.pixels].to(device, non_blocking=True)
+            elif spec.pairs in views and flow is not None:
+                raw = flow(views[spec.pairs].to(device, non_blocking=True), spec.stack)
+            else:
                 raise KeyError(f"view '{name}' needs {spec.pixels}, the batch holds {sorted(views)}")
             # The memory format is changed while the values are still bytes: a quarter of the traffic.
-            raw = views[spec.pixels].to(device, non_blocking=True)
             moved[spec.pixels] = raw.contiguous(memory_format=memory_format)
         identity = (spec.pixels, tuple(spec.mean), tuple(spec.std))
         if identity not in finished:

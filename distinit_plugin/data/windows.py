@@ -14,8 +14,8 @@ from torch import Tensor
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.decode import FrameSource
 from distinit_plugin.video.index import FrameIndex, Int64Array
-from distinit_plugin.video.sampling import clip_at, clip_span, dense_starts, resample
-from distinit_plugin.video.transforms import fixed_geometry, render_view, view_positions
+from distinit_plugin.video.sampling import Clip, clip_at, clip_span, dense_starts, resample
+from distinit_plugin.video.transforms import arrange, fixed_geometry, frames_shown, render_view
 
 _FALLBACK_DURATION = 1 / 25
 """Seconds that the only frame of a video is shown."""
@@ -45,7 +45,7 @@ class Window(NamedTuple):
     Attributes:
         start: When its first frame appears, seconds from the first frame of the video.
         end: When its last frame disappears.
-        views: ``ViewSpec.pixels`` → uint8 (3,T,size,size).
+        views: As in ``Sample``.
     """
 
     start: float
@@ -91,14 +91,13 @@ class SlidingWindows:
         shown, hidden = _times(index)
         geometry = fixed_geometry(index.height, index.width, crop_size=self._clip.crop_size, scale=self._scale)
         sizes = {spec.crop_size for spec in self._specs.values()}
-        places = self._places()
-        wanted = self._wanted(places)
+        wanted = self._wanted()
         coming = zip(wanted.tolist(), self._source.stream(wanted), strict=True)
         held: dict[int, dict[int, Tensor]] = {}
         newest = -1
         for start in self._starts.tolist():
             clip = self._clip_from(start)
-            numbers = {pixels: clip[places[pixels]].tolist() for pixels in self._specs}
+            numbers = {pixels: frames_shown(spec, clip, seed=0).tolist() for pixels, spec in self._specs.items()}
             first, last = min(map(min, numbers.values())), max(map(max, numbers.values()))
             for number in [number for number in held if number < first]:
                 del held[number]
@@ -106,11 +105,12 @@ class SlidingWindows:
                 newest, frame = next(coming)
                 if newest >= first:
                     held[newest] = {size: render_view(frame[None], geometry, size) for size in sizes}
-            views = {
-                pixels: torch.cat([held[number][spec.crop_size] for number in numbers[pixels]], dim=1)
+            views = dict(
+                arrange(torch.cat([held[number][spec.crop_size] for number in numbers[pixels]], dim=1), spec)
                 for pixels, spec in self._specs.items()
-            }
-            yield Window(float(shown[clip].min()), float(hidden[clip].max()), views)
+            )
+            seen = clip.timeline[clip.places]
+            yield Window(float(shown[seen].min()), float(hidden[seen].max()), views)
 
     def _lay_out(self, index: FrameIndex, spacing: Spacing) -> Int64Array:
         """(K,) starts of windows in the timeline, increasing; all windows fit, but for that of a short video."""
@@ -123,22 +123,17 @@ class SlidingWindows:
         starts = np.unique(resample(seconds, spacing.per_second))
         return starts[starts <= max(total - clip_span(frames, rate), 0)]
 
-    def _clip_from(self, start: int) -> Int64Array:
-        """(T,) source frames of a window."""
+    def _clip_from(self, start: int) -> Clip:
+        """The frames of a window."""
         places = clip_at(start, len(self._timeline), self._clip.num_frames or 1, self._clip.sampling_rate)
-        clip: Int64Array = self._timeline[places]
-        return clip
+        return Clip(self._timeline, places)
 
-    def _places(self) -> dict[str, Int64Array]:
-        """Which frames of a window each view shows."""
-        frames = self._clip.num_frames or 1
-        return {pixels: view_positions(spec, frames, seed=0) for pixels, spec in self._specs.items()}
-
-    def _wanted(self, places: Mapping[str, Int64Array]) -> Int64Array:
+    def _wanted(self) -> Int64Array:
         """Source frames that any window shows, increasing."""
         wanted = np.zeros(self._source.index.num_frames, dtype=np.bool_)
-        for place in np.unique(np.concatenate(list(places.values()))):
-            wanted[self._timeline[(self._starts + place * self._clip.sampling_rate) % len(self._timeline)]] = True
+        for start in self._starts.tolist():
+            for spec in self._specs.values():
+                wanted[frames_shown(spec, self._clip_from(start), seed=0)] = True
         return np.flatnonzero(wanted)
 
 

@@ -185,7 +185,7 @@ def meta_views(specs: Mapping[str, ViewSpec], batch_size: int = 1) -> dict[str, 
     """Views (B,C,T,H,W) that have a shape and nothing else."""
     views = {}
     for name, spec in specs.items():
-        channels = (3 if spec.modality == "rgb" else 2) * spec.stack
+        channels = spec.channels
         shape = (batch_size, channels, spec.num_frames or 1, spec.crop_size, spec.crop_size)
         views[name] = torch.empty(shape, device="meta")
     return views

@@ -46,10 +46,7 @@ class Bare(nn.Module):
 def random_views(specs: Mapping[str, ViewSpec], batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
     """Normal noise (B,C,T,H,W) of each view."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [
-        (batch_size, (3 if s.modality == "rgb" else 2) * s.stack, s.num_frames or 1, s.crop_size, s.crop_size)
-        for s in specs.values()
-    ]
+    shapes = [(batch_size, s.channels, s.num_frames or 1, s.crop_size, s.crop_size) for s in specs.values()]
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 

@@ -8,9 +8,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
@@ -42,6 +42,7 @@ class Status:
         clips_per_second: Of the whole job.
         wait_share: Fraction of the time spent waiting for data.
         seconds_left: To the end of the training.
+        shares: Part of the work → fraction of the time spent on it, for parts that are worth a number of their own.
     """
 
     epoch: str
@@ -50,11 +51,13 @@ class Status:
     clips_per_second: float
     wait_share: float
     seconds_left: float
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        shares = "".join(f"  {part} {100 * share:.0f} %" for part, share in self.shares.items())
         return (
             f"epoch {self.epoch}  loss {self.loss:.4f}  lr {self.lr:.3g}  {self.clips_per_second:.1f} clips/s  "
-            f"data wait {100 * self.wait_share:.0f} %  {duration_text(self.seconds_left)} left"
+            f"data wait {100 * self.wait_share:.0f} %{shares}  {duration_text(self.seconds_left)} left"
         )
 
 

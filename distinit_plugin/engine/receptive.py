@@ -315,7 +315,7 @@ def _coordinates(spec: ViewSpec, axis: str, factor: int, *, known: bool) -> Tens
     frames = spec.num_frames or 1
     frames = frames * factor if axis == "time" else min(frames, FEW_FRAMES)
     sides = (SMALL_SIDE * (factor if axis == "space" else 1), SMALL_SIDE)
-    shape = [3, (3 if spec.modality == "rgb" else 2) * spec.stack, frames, *sides]
+    shape = [3, spec.channels, frames, *sides]
     if not known:
         return torch.tensor([_NOWHERE, _NOWHERE, 0.0]).view(3, 1, 1, 1, 1).repeat(1, *shape[1:])
     line = torch.arange(shape[_AXES[axis]], dtype=torch.float32)

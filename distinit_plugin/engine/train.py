@@ -108,6 +108,7 @@ class Trainer:
         precise_bn: Callable[[], None] | None = None,
         scalars: ScalarWriter | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        timers: Mapping[str, Callable[[], float]] | None = None,
         stop: StopSignals | None = None,
     ) -> None:
         """Put the parts together.
@@ -126,6 +127,7 @@ class Trainer:
             precise_bn: Recomputes BN statistics; called before validations and checkpoints.
             scalars: TensorBoard writer.
             no_sync: Context for all micro-batches of a step but the last (DDP's ``no_sync``).
+            timers: Part of the work → seconds spent on it since the last call, of which log lines show the share.
             stop: Tells when a scheduler asks the run to end; whoever gives it enters it.
         """
         self.state = state
@@ -137,6 +139,7 @@ class Trainer:
         self.finish = finish
         self.device = device
         self._checkpointer = checkpointer
+        self._timers = timers or {}
         self._json = json_logger or meters.JsonLogger(None, enabled=distributed.is_main())
         self._progress = progress or NoProgress()
         self._validate = validate
@@ -275,6 +278,7 @@ class Trainer:
         self._window.seconds = time.perf_counter() - self._window_begin
         self.state.epoch_clock.add(self._window)
         self._run_clock.add(self._window)
+        shares = {part: spent() / max(self._window.seconds, 1e-9) for part, spent in self._timers.items()}
         self._json.iteration(
             meters.train_stats(
                 self.state.epoch,
@@ -283,7 +287,7 @@ class Trainer:
                 per_step=self._window.per_step,
                 eta=self._seconds_left(),
                 lr=self._lr,
-                values=values,
+                values={**values, **{f"{part}_share": share for part, share in shares.items()}},
             )
         )
         status = Status(
@@ -293,6 +297,7 @@ class Trainer:
             clips_per_second=self._window.clips * distributed.world_size() / max(self._window.seconds, 1e-9),
             wait_share=self._window.wait_share,
             seconds_left=self._seconds_left(),
+            shares=shares,
         )
         self._progress.show(self.step, self.total_steps, status)
         self._write_scalars("train", {**values, "lr": self._lr, "clips_per_second": status.clips_per_second})

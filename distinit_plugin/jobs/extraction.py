@@ -182,8 +182,6 @@ def _check_layers(trained: Trained, network: Network, layers: Sequence[str]) -> 
 
 def _check_views(checkpoint: str, network: Network) -> None:
     for spec in network.view_specs("test").values():
-        if spec.modality != "rgb":
-            raise UserError(f"{checkpoint} sees optical flow, and this version makes none from videos.")
         if spec.num_frames is None:
             raise UserError(f"{checkpoint} sees whole videos at once, so there are no windows: use distinit predict.")
 

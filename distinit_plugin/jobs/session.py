@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.bad import BadVideoLog
+from distinit_plugin.data.flow import LiveFlow
 from distinit_plugin.data.loader import ClipLoader, explain_dead_worker
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import distributed
@@ -73,11 +76,28 @@ class Session:
 
     def finisher(self, specs: Mapping[str, ViewSpec]) -> Callable[[Batch], dict[str, Tensor]]:
         """A function that makes the named views of a batch on the device."""
+        flow = self.live_flow if self._computes_flow(specs) else None
 
         def finish(batch: Batch) -> dict[str, Tensor]:
-            return finish_views(batch["views"], specs, self.device, memory_format=self.memory_format)
+            return finish_views(batch["views"], specs, self.device, memory_format=self.memory_format, flow=flow)
 
         return finish
+
+    def timers(self, specs: Mapping[str, ViewSpec]) -> dict[str, Callable[[], float]]:
+        """What ``finisher`` does that may take long → seconds spent on it since the last call."""
+        return {"flow": self.live_flow.seconds} if self._computes_flow(specs) else {}
+
+    def _computes_flow(self, specs: Mapping[str, ViewSpec]) -> bool:
+        return not self.cfg.FLOW.STORE and any(spec.modality == "flow" for spec in specs.values())
+
+    @cached_property
+    def live_flow(self) -> LiveFlow:
+        """Computes optical flow on the device; made when it is first asked for.
+
+        Raises:
+            UserError: The back end is not there, or its weights are not.
+        """
+        return build.build_live_flow(self.cfg, self.device)
 
     def place(self, network: Network) -> nn.Module:
         """Move a network to the device, in the memory format of the job."""
@@ -147,7 +167,7 @@ def example_views(
     generator = torch.Generator().manual_seed(0)
     views = {}
     for name, spec in specs.items():
-        channels = (3 if spec.modality == "rgb" else 2) * spec.stack
+        channels = spec.channels
         shape = (batch_size, channels, spec.num_frames or 1, spec.crop_size, spec.crop_size)
         views[name] = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=memory_format)
     return views

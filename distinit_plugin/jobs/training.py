@@ -122,6 +122,7 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
         scalars=_scalars(session, state, sampler.steps_per_epoch) if saves else None,
         no_sync=no_sync,
+        timers=session.timers(specs),
         stop=stop,
     )
 

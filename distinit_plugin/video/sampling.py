@@ -7,6 +7,8 @@ the clip is taken modulo N.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,44 @@ Int64Array = npt.NDArray[np.int64]
 
 # Matroska rounds time stamps to milliseconds: a frame counts as presented this much before its stamp.
 _CLOCK_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The frames of one sample.
+
+    Attributes:
+        timeline: (N,) source frame of each frame of the video after resampling.
+        places: (T,) the frames of the student's clip, as places in the timeline.
+    """
+
+    timeline: Int64Array
+    places: Int64Array
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.places)
+
+    def frames(self, picked: Int64Array) -> Int64Array:
+        """Source frames of some frames of the clip, (n,) → (n,)."""
+        shown: Int64Array = self.timeline[self.places[picked]]
+        return shown
+
+    def flow_places(self, picked: Int64Array, stack: int) -> Int64Array:
+        """Flows that some frames of the clip begin, (n,) → (n·stack,) places in the timeline.
+
+        Flow p leads from frame p of the timeline to frame p + 1. The last frame, from which nothing leads on, takes the
+        flow before it; so do stacks that reach beyond the end. A video of one frame has flow 0, from it to itself.
+        """
+        first = self.places[picked]
+        reached = first[:, None] + np.arange(stack, dtype=np.int64)
+        return np.minimum(reached, max(len(self.timeline) - 2, 0)).reshape(-1)
+
+    def pairs(self, picked: Int64Array, stack: int) -> Int64Array:
+        """(2, n·stack) source frames from which and to which those flows lead."""
+        first = self.flow_places(picked, stack)
+        second = np.minimum(first + 1, len(self.timeline) - 1)
+        return np.stack([self.timeline[first], self.timeline[second]])
 
 
 def clip_span(num_frames: int, sampling_rate: int) -> int:

@@ -20,12 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distinit_plugin.errors import UserError
 from distinit_plugin.registry import FRAME_PICKERS, lookup
 from distinit_plugin.types import ViewSpec
-
-# Registers the frame pickers.
-from distinit_plugin.video import sampling  # noqa: F401
+from distinit_plugin.video.sampling import Clip
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -139,51 +136,69 @@ def render_view(frames: npt.NDArray[np.uint8], geometry: Geometry, size: int) ->
 
 def build_views(
     read: Callable[[Int64Array], npt.NDArray[np.uint8]],
-    clip_indices: Int64Array,
+    clip: Clip,
     specs: Mapping[str, ViewSpec],
     geometry: Geometry,
-    rng: np.random.Generator,
+    seed: int,
 ) -> dict[str, Tensor]:
     """All views of one sample from one read of the video.
 
     Args:
         read: Frame numbers (n,), sorted and distinct → (n,H,W,3) uint8 RGB; called once.
-        clip_indices: (T,) frames of the student's clip.
+        clip: The frames of the sample.
         specs: What the networks want, by any names. Views of another pick than ``clip`` are frames of the clip.
         geometry: The region that every view shows.
-        rng: One draw is taken. Random picks follow from it, the pick and the number of frames alone, so that another
-            teacher does not change them, and teachers that differ in size see the same frames.
+        seed: Random picks follow from it, the pick and the number of frames alone, so that another teacher does not
+            change them, and teachers that differ in size see the same frames.
 
     Returns:
-        ``ViewSpec.pixels`` → (3,T',size,size) uint8; specs with equal pixels share one tensor.
+        ``ViewSpec.pixels`` → (3,T',size,size) uint8; specs with equal pixels share one tensor. For flow
+        ``ViewSpec.pairs`` → (6,T'·stack,size,size) uint8: the frame where each flow begins, and the one where it ends.
 
     Raises:
         UserError: A spec cannot be served from the clip.
         VideoError: From ``read``.
     """
-    seed = int(rng.integers(0, 2**63))
-    distinct = {spec.pixels: spec for spec in specs.values()}
-    numbers = {
-        name: clip_indices[view_positions(spec, len(clip_indices), seed)] for name, spec in sorted(distinct.items())
-    }
+    distinct = {spec.pixels: spec for _, spec in sorted(specs.items())}
+    numbers = {pixels: frames_shown(spec, clip, seed) for pixels, spec in sorted(distinct.items())}
     needed = np.unique(np.concatenate(list(numbers.values())))
     frames = read(needed)
     views = {}
-    for name, spec in sorted(distinct.items()):
-        slots = np.searchsorted(needed, numbers[name])
-        everything = len(slots) == len(needed) and bool((slots == np.arange(len(needed))).all())
-        views[name] = render_view(frames if everything else frames[slots], geometry, spec.crop_size)
+    for pixels, spec in sorted(distinct.items()):
+        shown, slots = np.unique(np.searchsorted(needed, numbers[pixels]), return_inverse=True)
+        pictures = render_view(frames if len(shown) == len(needed) else frames[shown], geometry, spec.crop_size)
+        if not np.array_equal(slots, np.arange(len(shown))):
+            pictures = pictures[:, torch.from_numpy(slots)]
+        name, view = arrange(pictures, spec)
+        views[name] = view
     return views
+
+
+def frames_shown(spec: ViewSpec, clip: Clip, seed: int) -> Int64Array:
+    """Source frames that a view is made from: (T',), and for flow (2·T'·stack,), where flows begin and where they end.
+
+    Raises:
+        UserError: The view has more frames than the clip.
+    """
+    picked = view_positions(spec, len(clip), seed)
+    return clip.frames(picked) if spec.modality == "rgb" else clip.pairs(picked, spec.stack).reshape(-1)
+
+
+def arrange(pictures: Tensor, spec: ViewSpec) -> tuple[str, Tensor]:
+    """The name and the view of pictures (3,n,H,W) of ``frames_shown``."""
+    if spec.modality == "rgb":
+        return spec.pixels, pictures
+    colours, _, height, width = pictures.shape
+    pairs = pictures.view(colours, 2, -1, height, width).transpose(0, 1)
+    return spec.pairs, pairs.reshape(2 * colours, -1, height, width)
 
 
 def view_positions(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Array:
     """Places in the clip of the frames that a view shows; random picks follow from ``seed``.
 
     Raises:
-        UserError: The view cannot be made from frames, or has more of them than the clip.
+        UserError: The view has more frames than the clip.
     """
-    if spec.modality != "rgb":
-        raise UserError(f"a view of modality '{spec.modality}' cannot be made from frames alone.")
     count = num_clip_frames if spec.num_frames is None else spec.num_frames
     rng = np.random.default_rng([seed, zlib.crc32(f"{spec.pick} {count}".encode())])
     return lookup(FRAME_PICKERS, spec.pick, "FRAME_PICK")(num_clip_frames, count, rng)
