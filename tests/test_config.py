@@ -412,8 +412,13 @@ BAD = [
     ("NETWORK.STEM_POOL", "True", "it is for Res3D", []),
     ("NETWORK.PADDING", "valid", "same, symmetric", []),
     ("NETWORK.AFFINE_NORM", "True", "it is for ConvLSTM", []),
-    ("MODEL.MODEL_NAME", "TwoStream", "makes no optical flow", []),
-    ("MODEL.MODEL_NAME", "Fused3D", "makes no optical flow", []),
+    ("FLOW.MISSING", "live", "FLOW.STORE is empty", []),
+    ("FLOW.MISSING", "skip", "refuse, live", []),
+    ("FLOW.BACKEND", "tvl", "Did you mean tvl1", []),
+    ("FLOW.BACKEND", "raft_small", "needs weights", []),
+    ("FLOW.WEIGHTS", "raft.pth", "no meaning for FLOW.BACKEND tvl1", []),
+    ("FLOW.BOUND", "0", "a number > 0", []),
+    ("FLOW.ROUNDING", "ceil", "round, floor", []),
     ("NETWORK.MODALITY", "flow", "sees frames and flow", ["MODEL.MODEL_NAME", "TwoStream"]),
     ("NETWORK.VARIANT", "caffe", "vmz, torchvision", []),
     ("NETWORK.PADDING", "valid", "same, symmetric", []),
@@ -613,7 +618,7 @@ def test_every_rule_is_for_a_key_that_exists():
     assert set(CORPUS_RULES) <= set(CORPUS_ENTRY)
     assert set(TEACHER_RULES) <= {*TEACHER_ENTRY, *TEACHER_ENTRY.NETWORK}
     free_text = {"CHECKPOINT_FILE_PATH", "PATH_TO_DATA_DIR", "PATH_PREFIX", "LOG_DIR", "INFLATE_FROM"}
-    free_text |= {"INFLATE_WEIGHTS", "INDEX_CACHE", "DEPTH"}  # DEPTH is judged together with the network
+    free_text |= {"INFLATE_WEIGHTS", "INDEX_CACHE", "STORE", "WEIGHTS", "DEPTH"}  # DEPTH is judged together with the network
     unruled = {
         key
         for key in set(leaf_keys(get_cfg())) - set(RULES)

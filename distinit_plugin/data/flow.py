@@ -148,7 +148,7 @@ class StoredFlow:
             flow = render_flow(codes, reader.quantiser, self.bound, spec.crop_size, flip=region.flip)
             shown = flow[torch.from_numpy(np.searchsorted(needed, numbers[pixels]))]
             side = spec.crop_size
-            views[pixels] = shown.view(-1, 2 * spec.stack, side, side).transpose(0, 1).contiguous()
+            views[pixels] = shown.reshape(-1, 2 * spec.stack, side, side).transpose(0, 1).contiguous()
         return views
 
 
