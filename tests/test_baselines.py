@@ -293,7 +293,7 @@ def test_same_padding_keeps_every_fraction_of_the_size(size: int) -> None:
 def test_taps_by_the_papers_names(name: str, prefix: str) -> None:
     network = small(name, 2).eval()
     short, slim = f"{prefix}4F", f"{prefix}Mixed_4f"
-    assert list(network.layers)[0] == f"{'rgb.' if prefix else ''}Conv2d_1a_7x7"
+    assert next(iter(network.layers)) == f"{'rgb.' if prefix else ''}Conv2d_1a_7x7"
     assert network.layers[short] == network.layers[slim]
     assert short not in list(network.layers)
     with torch.no_grad():

@@ -12,10 +12,10 @@ from distinit_plugin import cli
 from distinit_plugin.engine import export as exporting
 from distinit_plugin.engine.export import TOLERANCE, export_network, random_views
 from distinit_plugin.errors import UserError
-from distinit_plugin.models import InputSpec
-from distinit_plugin.models.c3d import C3D
 from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.trained import read_trained
+from distinit_plugin.models import InputSpec
+from distinit_plugin.models.c3d import C3D
 from distinit_plugin.weights import load_weights
 
 
@@ -214,7 +214,11 @@ class Fickle(C3D):
             r"MINE cannot be exported as ONNX: ONNX has no counterpart of its operator aten\._?adaptive_avg_pool3d\. "
             r"Export \.pt2 \(torch\.export\) or \.safetensors instead\.",
         ),
-        (Fickle, "pt2", r"MINE cannot be exported by torch\.export: .*data-dependent.*\. Export \.safetensors instead\."),
+        (
+            Fickle,
+            "pt2",
+            r"MINE cannot be exported by torch\.export: .*data-dependent.*\. Export \.safetensors instead\.",
+        ),
     ],
 )
 def test_a_refusal_is_one_sentence(kind, fmt, expected, capfd):

@@ -72,8 +72,8 @@ SLIM_NAMES: Mapping[str, str] = {shorthand(name): name for name in END_POINTS}
 class EndPoints(Mapping[str, LayerInfo]):
     """Layers by the network's own names; the papers' shorthand and TF-slim's names of end-points find them, too.
 
-    Own names may begin with a stream (``flow.Mixed_4f``); the other names begin with it then (``flow.4F``). A layer that
-    is no end-point has its own name alone.
+    Own names may begin with a stream (``flow.Mixed_4f``); the other names begin with it then (``flow.4F``). A layer
+    that is no end-point has its own name alone.
     """
 
     def __init__(self, layers: Mapping[str, LayerInfo]) -> None:
