@@ -212,3 +212,27 @@ def test_mistakes(words, expected, capsys):
     assert error.startswith("error: ")
     assert expected in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("name", ["I3D", "S3DG", "R2Plus1D", "C3D", "ConvLSTM", "TwoStream", "Fused3D"])
+def test_no_name_is_broken(name, columns, capsys, monkeypatch):
+    """Each layer has its name on one line, at every width of the terminal; at 80 columns no line is longer."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    frames = "1" if name == "TwoStream" else "5" if name == "Fused3D" else "16"
+    assert cli.main(["describe", name, "--frames", frames, "--crop", "224"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line[:1] in "┏┡├└┃│"]
+    first = [line.split("│")[1].strip() for line in table if line.startswith("│")]
+    with torch.device("meta"):
+        network = build_network(name, num_classes=400, input=InputSpec(num_frames=int(frames)))
+    assert [cell for cell in first if cell] == list(network.layers)
+    assert "…" not in "".join(table)
+    if columns >= 80:
+        assert max(map(len, table)) <= columns
+
+
+def test_a_wide_table_is_not_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert cli.main(["describe", "I3D", "--frames", "16", "--crop", "64"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 60

@@ -143,6 +143,22 @@ def test_config_and_command_line_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_no_job_waits_for_what_only_pictures_need():
+    """Every rank imports these; matplotlib is half a second. The control: drawing does import it, only then."""
+    program = (
+        "import sys\n"
+        "import distinit_plugin.jobs.running, distinit_plugin.jobs.splits, distinit_plugin.jobs.probing\n"
+        "from distinit_plugin.engine import curves\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "curves.read_curves = lambda folder: curves.RunCurves()\n"
+        "curves.write_file = lambda path, write: None\n"
+        "curves.plot_curves({'run': ''}, '')\n"
+        "assert 'matplotlib' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_is_too_long():
     folders = [PACKAGE, ROOT / "tools"]
     lengths = {path: len(path.read_text("utf-8").splitlines()) for folder in folders for path in folder.rglob("*.py")}

@@ -14,6 +14,9 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine.describe import Description, describe
 from distinit_plugin.files import write_text
 
+WIDEST = 1000
+"""Columns of the terminal, more than any table takes."""
+
 
 def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Console | None = None) -> Description:
     """Print the student of a configuration; no weights are read and no arithmetic is done.
@@ -37,7 +40,8 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
         write_text(json_file, json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n")
     console = console or Console()
     console.print(description.text, highlight=False, soft_wrap=True)
-    console.print(description.table)
+    needed = console.measure(description.table, options=console.options.update(max_width=WIDEST)).minimum
+    console.print(description.table, width=max(needed, console.width), crop=False)  # a narrower screen cuts no name
     if description.notes:
         console.print(description.notes, highlight=False, soft_wrap=True)
     return description
