@@ -618,7 +618,13 @@ def test_every_rule_is_for_a_key_that_exists():
     assert set(CORPUS_RULES) <= set(CORPUS_ENTRY)
     assert set(TEACHER_RULES) <= {*TEACHER_ENTRY, *TEACHER_ENTRY.NETWORK}
     free_text = {"CHECKPOINT_FILE_PATH", "PATH_TO_DATA_DIR", "PATH_PREFIX", "LOG_DIR", "INFLATE_FROM"}
-    free_text |= {"INFLATE_WEIGHTS", "INDEX_CACHE", "STORE", "WEIGHTS", "DEPTH"}  # DEPTH is judged together with the network
+    free_text |= {
+        "INFLATE_WEIGHTS",
+        "INDEX_CACHE",
+        "STORE",
+        "WEIGHTS",
+        "DEPTH",
+    }  # DEPTH is judged together with the network
     unruled = {
         key
         for key in set(leaf_keys(get_cfg())) - set(RULES)

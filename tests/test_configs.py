@@ -140,12 +140,24 @@ def test_rows_differ_as_the_tables_say():
 
 # ----------------------------------------------------------------------------------------------------------- Quo Vadis
 TEN_SECONDS = 250  # frames at 25 per second
-NETWORKS = {"lstm": "ConvLSTM", "c3d": "C3D", "two_stream_rgb": "S3DG", "i3d_rgb": "I3D"}
+NETWORKS = {
+    "lstm": "ConvLSTM",
+    "c3d": "C3D",
+    "two_stream_rgb": "S3DG",
+    "two_stream": "TwoStream",
+    "fused3d": "Fused3D",
+    "i3d_rgb": "I3D",
+    "i3d_flow": "I3D",
+}
+SEE_FLOW = {"two_stream", "fused3d", "i3d_flow"}
 INTERFACES = {  # Table 1: frames, frames between them, frames of the test clip; crop and short side
     "lstm": (25, 5, 50, 224, 256),
     "c3d": (16, 1, 0, 112, 128),
     "two_stream_rgb": (1, 1, 0, 224, 256),
+    "two_stream": (1, 10, 25, 224, 256),
+    "fused3d": (5, 10, 25, 224, 256),
     "i3d_rgb": (64, 1, 250, 224, 256),
+    "i3d_flow": (64, 1, 250, 224, 256),
 }
 
 
@@ -166,7 +178,7 @@ def last_checkpoint(cfg):
 
 def parts_of(path):
     found = re.fullmatch(
-        r"(lstm|c3d|two_stream_rgb|i3d_rgb)_(kinetics|ucf101|hmdb51)(?:_(original|fixed|fullft))?_(scratch|imagenet)",
+        rf"({'|'.join(NETWORKS)})_(kinetics|ucf101|hmdb51)(?:_(original|fixed|fullft))?_(scratch|imagenet)",
         path.stem,
     )
     assert found
@@ -176,7 +188,7 @@ def parts_of(path):
 
 def test_results_table_names_every_quo_vadis_file_and_no_other():
     text = (ROOT / "projects" / "i3d" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:lstm|c3d|two_stream|i3d)_\w+)`", text))
+    named = set(re.findall(r"`((?:lstm|c3d|two_stream|fused3d|i3d)_\w+)`", text))
     assert named == {path.stem for path in QUO_VADIS}
 
 
@@ -196,7 +208,11 @@ def test_quo_vadis_files_are_what_their_names_say(path):
     assert (*frames, cfg.DATA.TRAIN_CROP_SIZE, cfg.CORPUS.TEST_SCALE) == INTERFACES[network]
     assert [cfg.CORPUS.TEST_SCALE] * 2 == cfg.DATA.TRAIN_JITTER_SCALES
     assert cfg.DATA.TEST_CROP_SIZE == cfg.DATA.TRAIN_CROP_SIZE
-    assert (cfg.CORPUS.TARGET_FPS, cfg.DATA.MEAN, cfg.DATA.STD) == (25, [0.5] * 3, [0.5] * 3)
+    channels = 2 if network == "i3d_flow" else 3
+    assert (25, [0.5] * channels, [0.5] * channels) == (cfg.CORPUS.TARGET_FPS, cfg.DATA.MEAN, cfg.DATA.STD)
+    assert ("flow" if network == "i3d_flow" else "rgb") == cfg.NETWORK.MODALITY
+    folder = {"kinetics": "kinetics400"}.get(corpus, corpus)
+    assert (f"./data/{folder}/flow" if network in SEE_FLOW else "") == cfg.FLOW.STORE
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.MODEL.DROPOUT_RATE, cfg.RUNNER.SCHEDULE_UNIT) == (1e-7, 0.5, "step")
     if network == "c3d":
         assert (cfg.CORPUS.TEST_CLIPS, cfg.CORPUS.DENSE_STRIDE) == ("dense", cfg.DATA.NUM_FRAMES)
@@ -213,9 +229,11 @@ def test_quo_vadis_schedules(path):
     gpus = 64 if corpus == "kinetics" else 16
     assert gpus * (15 if network == "c3d" else 6) == cfg.TRAIN.BATCH_SIZE
     assert clips_at_a_time(cfg) == (15 if network == "c3d" else 6)
-    assert ([0, 97_000, 108_000] if corpus == "kinetics" else [0, 3_000, 4_000]) == cfg.SOLVER.STEPS
-    assert (115_000 if corpus == "kinetics" else 5_000) == cfg.SOLVER.MAX_EPOCH
-    assert pytest.approx([1, 0.1, 0.01]) == cfg.SOLVER.LRS
+    stages = {"kinetics": [0, 97_000, 108_000, 115_000]}.get(corpus, [0, 3_000, 4_000, 5_000])
+    if (network, corpus) == ("i3d_flow", "kinetics"):
+        stages = [0, 97_000, 104_500, 115_000, 140_000, 150_000, 155_000]
+    assert [*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_EPOCH] == stages
+    assert pytest.approx([1, 0.1, 0.01] * (len(stages) // 3)) == cfg.SOLVER.LRS
     assert pytest.approx(0.1 * gpus / 64) == cfg.SOLVER.BASE_LR
     if protocol not in ("fixed", "fullft"):
         assert cfg.TRAIN.CHECKPOINT_FILE_PATH == ""
@@ -312,14 +330,16 @@ def test_quo_vadis_networks_build_with_the_papers_parameters(path):
     with torch.device("meta"):
         student = build.build_network(load_cfg(path)[0])
     count = sum(parameter.numel() for parameter in student.parameters())
-    factors = (
-        7_280 if init == "imagenet" else 0
-    )  # of the BN of Inception-v1, which has 5,592,624 parameters without them
+    # Of the BN of each Inception-v1, which has 5,592,624 parameters without them.
+    factors = (7_280 if init == "imagenet" else 0) * (2 if network in ("two_stream", "fused3d") else 1)
     published = {
         "lstm": 5_592_624 + 3_147_776 + 513 * 400,
         "c3d": 79_645_520,
         "two_stream_rgb": 5_592_624 + 1025 * 400,
+        "two_stream": 12_073_120,
+        "fused3d": 39_770_896,
         "i3d_rgb": 12_689_984,
+        "i3d_flow": 12_689_984 - 64 * 7**3,
     }
     recurrent_norm = 2 * 2048 + 2 * 512 if network == "lstm" else 0
     assert count == published[network] + factors + recurrent_norm

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from distinit_plugin.flow.codes import Quantiser
+from distinit_plugin.flow.source import MissingFlowError
 
 from distinit_plugin.data.flow import LiveFlow, StoredFlow, in_store, render_flow
 from distinit_plugin.data.views import finish_views
-from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.source import FlowUnavailable
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.sampling import Clip
 from distinit_plugin.video.transforms import Geometry, build_views
@@ -54,7 +54,9 @@ def read(numbers):
 
 def test_a_view_of_flow_ships_where_it_begins_and_where_it_ends():
     rgb = replace(FLOW, modality="rgb", mean=(0.5,) * 3, std=(0.5,) * 3)
-    views = build_views(read, clip([1, 2, 7]), {"rgb": rgb, "flow": FLOW, "two": STACKED}, Geometry(2, 3, 16, 16, True), 0)
+    views = build_views(
+        read, clip([1, 2, 7]), {"rgb": rgb, "flow": FLOW, "two": STACKED}, Geometry(2, 3, 16, 16, True), 0
+    )
     assert set(views) == {rgb.pixels, FLOW.pairs, STACKED.pairs}
     assert views[FLOW.pairs].shape == (6, 3, 16, 16)
     assert views[FLOW.pairs][0, :, 0, 0].tolist() == [10, 20, 60]
@@ -125,7 +127,7 @@ class Store:
 
     def reader(self, path):
         if path != self.kept.path:
-            raise FlowUnavailable(path, "it is not in the store")
+            raise MissingFlowError(path, "it is not in the store")
         return self.kept
 
 
@@ -192,9 +194,9 @@ def test_flow_of_another_length_is_refused_by_name():
     stored = StoredFlow(Store(kept), 20.0)
     assert stored.open("video.mp4", 8) is kept
     assert stored.open("video.mp4", 7) is kept
-    with pytest.raises(FlowUnavailable, match="has 9 frames, but 7 flows"):
+    with pytest.raises(MissingFlowError, match="has 9 frames, but 7 flows"):
         stored.open("video.mp4", 9)
     assert kept.closed
-    with pytest.raises(FlowUnavailable, match="not in the store"):
+    with pytest.raises(MissingFlowError, match="not in the store"):
         stored.open("other.mp4", 8)
     assert StoredFlow(Store(kept), 20.0, LiveFlow(numbers_as_flow, Quantiser())).open("other.mp4", 8) is None

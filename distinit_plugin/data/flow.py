@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.source import FlowSource, FlowUnavailable
+from distinit_plugin.flow.source import FlowSource, MissingFlowError
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.sampling import Clip
@@ -91,17 +91,17 @@ class StoredFlow:
             num_frames: Frames of it (after resampling).
 
         Raises:
-            FlowUnavailable: It is not in the store, stale, damaged, or of another length.
+            MissingFlowError: It is not in the store, stale, damaged, or of another length.
         """
         try:
             reader = self.store.reader(path)
-        except FlowUnavailable:
+        except MissingFlowError:
             if self.live is None:
                 raise
             return None
         if reader.num_flows not in (max(num_frames - 1, 1), num_frames):
             reader.close()
-            raise FlowUnavailable(
+            raise MissingFlowError(
                 path,
                 f"its video has {num_frames} frames, but {reader.num_flows} flows are stored: extract it again, with "
                 "--fps as CORPUS.TARGET_FPS",
