@@ -98,7 +98,7 @@ def flow_problems(cfg: CfgNode) -> Problems:
     if flow.WEIGHTS and not flow.BACKEND.startswith("raft"):
         yield f"FLOW.WEIGHTS: {flow.WEIGHTS!r} has no meaning for FLOW.BACKEND {flow.BACKEND}. Leave it empty."
     if flow.BACKEND.startswith("raft") and not flow.WEIGHTS and (flow.MISSING == "live" or not flow.STORE):
-        yield f"FLOW.BACKEND: {flow.BACKEND} needs weights, and FLOW.WEIGHTS is empty. Give a file, or a torchvision tag."
+        yield f"FLOW.BACKEND: {flow.BACKEND} needs FLOW.WEIGHTS, which is empty. Give a file, or a torchvision tag."
 
 
 def _separable(network: CfgNode, where: str) -> Problems:
