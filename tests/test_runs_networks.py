@@ -27,8 +27,8 @@ pytest.importorskip("sklearn")  # its digits
 REGISTERED = sorted(name for name, _ in MODELS if name.isidentifier())
 RGB = [name for name in REGISTERED if name not in TWO_STREAM_NETWORKS]
 BOTTLENECKS = [("Res3D", 50), ("R2Plus1D", 26)]
-JOBS = [pytest.param(name, 10 if name in NETWORK_DEPTHS else 18, id=name) for name in RGB] + [
-    pytest.param(name, depth, id=f"{name}-{depth}") for name, depth in BOTTLENECKS
+JOBS = [pytest.param(name, 10 if name in NETWORK_DEPTHS else 18, {}, id=name) for name in RGB] + [
+    pytest.param(name, depth, {}, id=f"{name}-{depth}") for name, depth in BOTTLENECKS
 ]
 TEST_VIDEOS, TRAIN_FRAMES, TEST_FRAMES = 4, 4, 6
 
@@ -71,30 +71,45 @@ def untrained(cfg: CfgNode, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a fresh network with statistics of random clips, saved at a path."""
     torch.manual_seed(3)
     network = build.build_network(cfg)
-    views = {view: torch.randn(6, 3, spec.num_frames, SIZE, SIZE) for view, spec in network.view_specs("train").items()}
+    views = {
+        view: torch.randn(6, spec.channels, spec.num_frames, spec.crop_size, spec.crop_size)
+        for view, spec in network.view_specs("train").items()
+    }
     assert update_bn_statistics(network, [views], 1) == 1
     weights = network.bare_state_dict()
     torch.save(weights, path)
     return weights
 
 
-@pytest.mark.parametrize(("name", "depth"), JOBS)
-def test_trains_and_tests_from_yaml(name: str, depth: int, digits: DigitData, tmp_path: Path, monkeypatch: Any) -> None:
+FLOW = {"NETWORK": {"MODALITY": "flow"}, "DATA": {"MEAN": [0.5] * 2, "STD": [0.5] * 2}}
+WITH_FLOW = [
+    pytest.param("I3D", 18, FLOW, id="I3D-flow"),
+    pytest.param("R2Plus1D", 10, FLOW, id="R2Plus1D-flow"),
+    *[pytest.param(name, 18, {}, id=name) for name in sorted(TWO_STREAM_NETWORKS)],
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "sections"), [*JOBS, *WITH_FLOW])
+def test_trains_and_tests_from_yaml(
+    name: str, depth: int, sections: dict[str, Any], digits: DigitData, tmp_path: Path, monkeypatch: Any
+) -> None:
     start = tmp_path / "start.pth"
-    cfg = job(digits, tmp_path / "run", name, depth, TRAIN={"CHECKPOINT_FILE_PATH": str(start)})
+    cfg = job(digits, tmp_path / "run", name, depth, **merged(sections, {"TRAIN": {"CHECKPOINT_FILE_PATH": str(start)}}))
     before = untrained(cfg, start)
     fresh = build.build_network(cfg)
     kind = type(fresh)
     seen, forward = set(), kind.forward
 
     def watched(self: Any, views: Any, **keys: Any) -> Any:
-        seen.add((self.training, views["rgb"].shape[2]))
+        seen.add((self.training, *[view.shape[2] for view in views.values()]))
         return forward(self, views, **keys)
 
     monkeypatch.setattr(kind, "forward", watched)
     result = run(cfg)
     one_frame = name == "Res2D"
-    assert seen >= {(True, 1 if one_frame else TRAIN_FRAMES), (False, 1 if one_frame else TEST_FRAMES)}
+    lengths = (1, 1) if one_frame else (TRAIN_FRAMES, TEST_FRAMES)
+    views = len(fresh.view_specs("train"))
+    assert seen >= {(True, *[lengths[0]] * views), (False, *[lengths[1]] * views)}
     assert result.training is not None
     assert result.training.steps == 1
     assert math.log(len(CLASS_NAMES)) == pytest.approx(result.training.train["loss"], rel=0.4)
