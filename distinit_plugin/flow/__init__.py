@@ -1,0 +1,1 @@
+"""Optical flow: back ends behind one interface, error measures, pictures."""
