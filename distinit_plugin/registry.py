@@ -21,6 +21,9 @@ FRAME_PICKERS = Registry("frame picker")
 CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
+FLOW_BACKENDS = Registry("flow back end")
+"""Ways of computing optical flow: ``build(device) -> FlowBackend``, see ``distinit_plugin.flow.compute``."""
+
 
 def near_names(name: str, allowed: list[str]) -> list[str]:
     """The one or two of ``allowed`` that somebody who wrote ``name`` may have meant."""
