@@ -21,7 +21,6 @@ FRAME_PICKERS = Registry("frame picker")
 CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
-
 FLOW_BACKENDS = Registry("flow back end")
 """What computes optical flow, see ``distinit_plugin.flow``."""
 

@@ -17,6 +17,7 @@ LAYERS = (
     {"types", "errors", "registry", "version"},
     {"files"},
     {"video"},
+    {"flow"},
     {"models"},
     {"weights"},
     {"teachers"},

@@ -37,6 +37,17 @@ def seconds(word: str) -> float:
     return value
 
 
+def positive(word: str) -> float:
+    """The type of a flag that takes any number above 0."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number > 0")
+    return value
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Declare ``--cfg`` and ``--opts`` (also plain trailing ``KEY VALUE`` pairs)."""
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -18,9 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distinit_plugin.data.collate import collate
 from distinit_plugin.errors import UserError
 from distinit_plugin.types import Sample, SampleKey
-
-_PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's ``prctl``."""
+from distinit_plugin.video.isolated import end_with_parent
 
 
 def start_worker(worker: int) -> None:
@@ -39,9 +36,7 @@ def start_worker(worker: int) -> None:
 
 def _serve_only(parent: int) -> None:
     """End with the parent process, even when it is killed, and on SIGTERM only when the parent itself sends it."""
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
+    end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit this
 
     def wait() -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +61,12 @@ class Status:
         )
 
 
-Advance = Callable[[int], None]
-"""Called with how much of a work is done so far. Cheap: called after each batch."""
+class Advance(Protocol):
+    """Called with how much of a work is done so far, and with what else there is to say of it. Cheap."""
+
+    def __call__(self, done: int, status: str = "") -> None:
+        """``done`` parts are done."""
+        ...
 
 
 class ProgressView(Protocol):
@@ -112,7 +116,7 @@ class NoProgress:
     @contextmanager
     def work(self, name: str, total: int) -> Iterator[Advance]:
         """Nothing."""
-        yield lambda done: None
+        yield lambda done, status="": None
 
 
 class PlainProgress(NoProgress):
@@ -127,10 +131,10 @@ class PlainProgress(NoProgress):
         """Log how far it is, when it takes long."""
         last = time.monotonic()
 
-        def advance(done: int) -> None:
+        def advance(done: int, status: str = "") -> None:
             nonlocal last
             if time.monotonic() - last >= PLAIN_SECONDS:
-                logger.info("%s %d/%d", name, done, total)
+                logger.info("%s %d/%d%s", name, done, total, f"  {status}" if status else "")
                 last = time.monotonic()
 
         yield advance
@@ -179,7 +183,7 @@ class BarProgress:
             self._bar.start()
         task = self._bar.add_task(name, total=total, status="")
         try:
-            yield lambda done: self._bar.update(task, completed=done)
+            yield lambda done, status="": self._bar.update(task, completed=done, status=status)
         finally:
             if alone:
                 self._bar.stop()

@@ -1,1 +1,1 @@
-"""Optical flow: back ends behind one interface, error measures, pictures."""
+"""Optical flow: what computes it, 8-bit codes, and where they are kept; error measures, pictures."""

@@ -6,6 +6,7 @@ process has its own pipe and one item at a time.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -22,6 +23,17 @@ Result = TypeVar("Result")
 
 _POLL_SECONDS = 1.0
 _ORPHAN_SECONDS = 5.0
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's ``prctl``."""
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on this process is killed when its parent is gone, however that ended (Linux)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,12 @@ class _Worker(Generic[Item]):
 
 
 def run_isolated(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, max_seconds: float
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_workers: int,
+    max_seconds: float,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Item, Result | Crash]]:
     """Yield (item, result) as results come, in any order.
 
@@ -53,6 +70,7 @@ def run_isolated(
         items: What to do it to (none may be ``None``).
         num_workers: Processes; 0: in this process, without protection.
         max_seconds: A process that takes longer for one item is ended.
+        on_wait: Called about once a second while results are awaited.
     """
     if num_workers <= 0:
         for item in items:
@@ -68,6 +86,7 @@ def run_isolated(
             _give(worker, todo)
         while any(worker.item is not None for worker in workers):
             yield from _collect(workers, function, todo, max_seconds)
+            on_wait()
     finally:
         for worker in workers:
             _end(worker)
@@ -112,6 +131,7 @@ def _start(function: Callable[[Item], Any]) -> _Worker[Item]:
 
 def _serve(function: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     while True:
         try:
             # Sisters hold copies of the parent's end, so that a killed parent does not end the pipe.

@@ -1,0 +1,75 @@
+"""Flow as colour: the direction is the hue, the length the saturation; no motion is white."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+Picture = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.float32]
+
+_MARGIN = 8
+_LINE = 16
+_WHEEL = 48
+
+
+def colour_flow(flow: Flow, largest: float) -> Picture:
+    """(…,H,W,2) pixels → (…,H,W,3) uint8 RGB.
+
+    Args:
+        flow: u (to the right: red) and v (down: yellow-green).
+        largest: Length that gets the full colour, pixels, above 0; longer ones get it, too.
+    """
+    angle = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi)
+    strength = np.minimum(np.hypot(flow[..., 0], flow[..., 1]) / largest, 1)
+    # How much each channel lacks: most at the opposite of its own place on the circle.
+    lacking = [np.clip(2 - np.abs((6 * angle + shift) % 6 - 3), 0, 1) for shift in (0, 4, 2)]
+    return np.rint(255 * (1 - strength[..., None] * np.stack(lacking, axis=-1))).astype(np.uint8)
+
+
+def large_length(flows: Sequence[Flow]) -> float:
+    """The length below which 99 % of the vectors stay, at least a tenth of a pixel: a good full colour."""
+    lengths = np.concatenate([np.hypot(flow[..., 0], flow[..., 1]).ravel() for flow in flows])
+    return max(float(np.quantile(lengths, 0.99)), 0.1)
+
+
+def wheel(size: int) -> Picture:
+    """(size,size,3): what the colours mean."""
+    axis = (np.arange(size) - (size - 1) / 2) / (size / 2)
+    flow = np.stack(np.meshgrid(axis, axis), axis=-1).astype(np.float32)
+    picture = colour_flow(flow, 1.0)
+    picture[np.hypot(flow[..., 0], flow[..., 1]) > 1] = 255
+    return picture
+
+
+def contact_sheet(
+    frames: Sequence[Picture], flows: Sequence[Flow], captions: Sequence[str], title: str, largest: float
+) -> Image.Image:
+    """Frames with their flow below, in rows of up to four, under a title with the meaning of the colours.
+
+    Args:
+        frames: Each (H,W,3) uint8 RGB.
+        flows: Each (H,W,2), pixels.
+        captions: Of each.
+        title: Above all.
+        largest: Length of the full colour, pixels.
+    """
+    height, width = frames[0].shape[:2]
+    columns = min(len(frames), 4)
+    rows = -(-len(frames) // columns)
+    cell = (width + _MARGIN, 2 * height + _LINE + _MARGIN)
+    top = _WHEEL + 2 * _MARGIN
+    sheet = Image.new("RGB", (max(columns * cell[0] + _MARGIN, 320), top + rows * cell[1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    sheet.paste(Image.fromarray(wheel(_WHEEL)), (_MARGIN, _MARGIN))
+    pen.text((_WHEEL + 2 * _MARGIN, _MARGIN), title, fill="black")
+    pen.text((_WHEEL + 2 * _MARGIN, _MARGIN + _LINE), f"full colour: {largest:.3g} px", fill="black")
+    for number, (frame, flow, caption) in enumerate(zip(frames, flows, captions, strict=True)):
+        left, upper = _MARGIN + number % columns * cell[0], top + number // columns * cell[1]
+        pen.text((left, upper), caption, fill="black")
+        sheet.paste(Image.fromarray(frame), (left, upper + _LINE))
+        sheet.paste(Image.fromarray(colour_flow(flow, largest)), (left, upper + _LINE + height))
+    return sheet

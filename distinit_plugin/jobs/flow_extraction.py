@@ -1,0 +1,285 @@
+"""The flow of a corpus into a store, by worker processes; what was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distinit_plugin.engine.meters import duration_text
+from distinit_plugin.engine.progress import RunLog, open_progress
+from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
+from distinit_plugin.flow.store import FlowSettings, FlowStore
+from distinit_plugin.flow.writing import Outcome, VideoJob, load_backend
+from distinit_plugin.jobs.corpus_check import guess_format
+from distinit_plugin.types import BadVideo
+from distinit_plugin.video.corpus import Corpus, load_corpus
+from distinit_plugin.video.isolated import Crash, run_isolated
+
+logger = logging.getLogger(__name__)
+
+TABLE_FILE = "videos.csv"
+"""Below the store: which file is of which video of the last call."""
+BAD_FILE = "bad_videos.csv"
+_LOCK_SECONDS = 20.0
+"""Processes of a call that was killed end a moment after it."""
+
+
+@dataclass
+class FlowExtraction:
+    """What became of the videos.
+
+    Attributes:
+        done: Outcomes of this call's work, and of what was there.
+        bad: Videos without flow.
+        seconds: That the call took.
+        jpeg_quality: Of the pictures whose size is estimated.
+    """
+
+    done: list[Outcome] = field(default_factory=list)
+    bad: list[BadVideo] = field(default_factory=list)
+    seconds: float = 0.0
+    jpeg_quality: int = 95
+
+    def to_text(self) -> str:
+        """What a person wants to know at the end."""
+        new = [outcome for outcome in self.done if not outcome.reused]
+        frames = sum(outcome.frames for outcome in new)
+        lines = [
+            f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad; {frames} frames in "
+            f"{duration_text(self.seconds)}: {frames / max(self.seconds, 1e-9):.1f} frames/s"
+        ]
+        total, num_bytes = sum(outcome.frames for outcome in self.done), sum(outcome.num_bytes for outcome in self.done)
+        if total:
+            text = f"{num_bytes / 1e6:.4g} MB, {num_bytes / total:.0f} bytes per frame"
+            sampled = sum(outcome.sampled for outcome in new)
+            if sampled:
+                jpeg = sum(outcome.jpeg_bytes for outcome in new) / sampled
+                text += (
+                    f"; folders of JPEG (quality {self.jpeg_quality}) would take about {jpeg:.0f} bytes per frame "
+                    f"({sampled} flows sampled)"
+                )
+            lines.append(text)
+        values = sum(outcome.values for outcome in self.done)
+        if values:
+            share = sum(outcome.clipped for outcome in self.done) / values
+            lines.append(f"{100 * share:.3g} % of the values are beyond the bound and were clipped")
+        return "\n".join(lines)
+
+
+def extract_flow(
+    corpus: Corpus,
+    output: Path,
+    settings: FlowSettings,
+    *,
+    backend: str,
+    device: str = "cpu",
+    num_workers: int = 1,
+    batch_size: int = 8,
+    timeout: float = 300.0,
+    verify: bool = False,
+    console: Console | None = None,
+) -> FlowExtraction:
+    """Compute and keep the flow of every video that has none, an old one or a damaged one.
+
+    Args:
+        corpus: The videos.
+        output: Folder of the store.
+        settings: How flow is made and kept.
+        backend: Name of the back end, which has the identity that ``settings`` names.
+        device: Where it computes.
+        num_workers: Processes.
+        batch_size: Pairs that the back end gets at once.
+        timeout: Seconds that a video may take to be indexed, or to give its next frame.
+        verify: Decode all of what is there; otherwise only the last flow of each video.
+        console: For the progress; the standard error when ``None``.
+
+    Returns:
+        What became of each video.
+
+    Raises:
+        UserError: The store is of other settings or another corpus, in use, or cannot be written (the disk is full).
+    """
+    paths = list(dict.fromkeys(os.path.abspath(record.path) for record in corpus))
+    root = common_root(corpus, paths)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made: {error.strerror}. Name a folder that can be written.") from error
+    with _locked(output):
+        store = FlowStore.settle(output, settings, root)
+        _check_places(store, paths)
+        _remove_leftovers(output)
+        counter: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Value("q", 0)
+        job = VideoJob(store, backend, device, batch_size, timeout, verify, counter)
+        result = FlowExtraction(jpeg_quality=settings.quality)
+        log = RunLog(None, console=console or Console(stderr=True))
+        try:
+            _run(job, paths, num_workers, log.console, result)
+        finally:
+            log.close()
+        _write_tables(output, result)
+    return result
+
+
+def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, result: FlowExtraction) -> None:
+    begin, finished, made = time.monotonic(), 0, 0
+    progress = open_progress(console, enabled=True, main=True)
+    with progress.work("flow", len(paths)) as advance:
+
+        def show() -> None:
+            seconds = time.monotonic() - begin
+            status = f"{job.counter.value / max(seconds, 1e-9):.1f} frames/s"
+            if made:
+                status += f"  {duration_text(seconds / made * (len(paths) - finished))} left"
+            advance(finished, status)
+
+        jobs = run_isolated(
+            job, paths, num_workers=min(num_workers, len(paths)), max_seconds=float("inf"), on_wait=show
+        )
+        with contextlib.closing(jobs):  # type: ignore[type-var]
+            for path, outcome in jobs:
+                finished += 1
+                if isinstance(outcome, Crash):
+                    outcome = Outcome(path, bad=outcome.reason)
+                if outcome.fatal:
+                    raise UserError(
+                        f"{outcome.fatal} {finished - 1} of {len(paths)} videos are done; start again to go on."
+                    )
+                made += not outcome.reused
+                if outcome.bad:
+                    result.bad.append(BadVideo(path, outcome.bad))
+                    logger.warning("bad video %s: %s", path, outcome.bad)
+                else:
+                    result.done.append(outcome)
+                show()
+    result.seconds = time.monotonic() - begin
+
+
+def read_corpus(path: str, *, fmt: str = "", root: str = "", subset: str = "", split: int = 1) -> Corpus:
+    """The corpus that a user names on the command line, read as ``check-corpus`` reads it.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    fmt = fmt or guess_format(path)
+    if fmt in ("ucf101", "hmdb51"):
+        subset = subset or "train"
+    return load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
+
+
+def make_settings(backend: str, device: str, **values: Any) -> FlowSettings:
+    """Settings with the identity of a back end.
+
+    Raises:
+        UserError: There is no such back end, or a value is not possible.
+    """
+    identity = load_backend(backend, device).identity
+    try:
+        return FlowSettings(backend=identity, **values)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+
+
+def common_root(corpus: Corpus, paths: list[str]) -> str:
+    """The corpus's own folder, or where videos are outside of it the folder that all are in."""
+    root = os.path.abspath(corpus.root)
+    if all(path.startswith(os.path.join(root, "")) for path in paths):
+        return root
+    return os.path.commonpath([os.path.dirname(path) for path in paths])
+
+
+def _check_places(store: FlowStore, paths: list[str]) -> None:
+    """Two videos must not share a place, nor lie in each other's."""
+    known: dict[Path, str] = {}
+    for path in paths:
+        other = known.setdefault(store.place_of(path), path)
+        if other != path:
+            raise UserError(
+                f"the flow of {path} and of {other} would have the same name. Use --format store, which keeps "
+                "their endings."
+            )
+    for place, path in known.items():
+        for parent in place.parents:
+            if parent in known:
+                raise UserError(f"the flow of {path} would lie inside that of {known[parent]}. Use --format store.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One call at a time writes to a folder; forked workers hold the lock, too, so that no orphan is still writing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another process is writing flow to {folder}. Wait for it, or name another folder."
+                    ) from error
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """What a killed call was about to write."""
+    from shutil import rmtree
+
+    for folder, folders, files in os.walk(output):
+        for name in [name for name in folders if name.endswith(".flow.tmp")]:
+            rmtree(os.path.join(folder, name), ignore_errors=True)
+            folders.remove(name)
+        for name in files:
+            if name.endswith(".flow.mkv.tmp") or (name.startswith(".flow-") and name.endswith(".tmp")):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def _write_tables(output: Path, result: FlowExtraction) -> None:
+    done = sorted(result.done, key=lambda outcome: outcome.path)
+    rows = [
+        [
+            one.path,
+            os.path.relpath(one.place, output),
+            one.frames,
+            one.num_bytes,
+            f"{one.clipped / max(one.values, 1):.3g}",
+        ]
+        for one in done
+    ]
+    _write_csv(output / TABLE_FILE, [["video", "flow", "frames", "bytes", "clipped"], *rows])
+    if result.bad:
+        _write_csv(output / BAD_FILE, [["path", "reason"], *sorted([bad.path, bad.reason] for bad in result.bad)])
+    else:
+        (output / BAD_FILE).unlink(missing_ok=True)
+
+
+def _write_csv(path: Path, rows: Iterable[list[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())

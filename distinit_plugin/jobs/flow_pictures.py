@@ -1,0 +1,184 @@
+"""The flow of one video as pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import torch
+from av.video.stream import VideoStream
+
+from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.files import write_file
+from distinit_plugin.flow.compute import FlowBackend, SizeRule, resize_frame, timeline
+from distinit_plugin.flow.pictures import Flow, Picture, colour_flow, contact_sheet, large_length
+from distinit_plugin.flow.source import FlowSource
+from distinit_plugin.flow.store import FlowStore
+from distinit_plugin.flow.writing import load_backend
+from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.guard import check_size
+from distinit_plugin.video.source import FrameSource
+
+_SAMPLE = 8
+"""Flows that tell the length of the full colour of a video."""
+
+_ENCODER = {"crf": "18", "preset": "veryfast"}
+
+
+def show_flow(
+    video: str,
+    output: Path,
+    *,
+    store: str = "",
+    backend: str = "dual_tvl1",
+    device: str = "cpu",
+    size: str = "256",
+    num_frames: int = 8,
+    largest: float | None = None,
+    timeout: float = 300.0,
+) -> None:
+    """Draw frames and their flow.
+
+    Args:
+        video: A file or a folder of frames.
+        output: ``.png`` for a sheet of some frames, ``.mp4`` for all of them.
+        store: Folder of kept flow; empty: it is computed.
+        backend: By which.
+        device: Where.
+        size: See ``SizeRule``; the kept flow has its own.
+        num_frames: Of the sheet.
+        largest: Length of the full colour, pixels; ``None``: from the video.
+        timeout: Seconds for the index, and for each frame.
+
+    Raises:
+        UserError: The video or its flow cannot be read, or the output cannot be written.
+    """
+    ending = output.suffix.lower()
+    if ending not in (".png", ".mp4"):
+        raise UserError(f"{output}: pictures are written as .png (a sheet) or .mp4 (a video). Name such a file.")
+    try:
+        with open_video(video, timeout=timeout) as source:
+            if store:
+                kept = FlowStore.open(store)
+                assert kept.settings is not None
+                with kept.reader(video, timeout=timeout) as reader:
+                    shown: _Shown = _Kept(source, reader, kept.settings.fps)
+                    _draw(shown, output, f"{os.path.basename(video)}  {kept.settings.backend}", num_frames, largest)
+            else:
+                shown = _Live(source, load_backend(backend, device), SizeRule.parse(size))
+                _draw(shown, output, f"{os.path.basename(video)}  {shown.backend.identity}", num_frames, largest)
+    except VideoError as error:
+        raise UserError(f"{error}.") from error
+    except ValueError as error:  # a size that cannot be
+        raise UserError(f"{error}.") from error
+
+
+def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: float | None) -> None:
+    count = len(shown.numbers)
+    if output.suffix.lower() == ".png":
+        places = np.unique(np.linspace(0, max(count - 2, 0), min(num_frames, count)).round().astype(int)).tolist()
+        pairs = [shown.at(place) for place in places]
+        full = largest or large_length([flow for _, flow in pairs])
+        captions = [f"frame {shown.numbers[place]}" for place in places]
+        sheet = contact_sheet([frame for frame, _ in pairs], [flow for _, flow in pairs], captions, title, full)
+        file = BytesIO()
+        sheet.save(file, format="PNG")
+        write_file(output, lambda target: target.write(file.getvalue()))
+    else:
+        sample = np.unique(np.linspace(0, max(count - 2, 0), _SAMPLE).astype(int)).tolist()
+        full = largest or large_length([shown.at(place)[1] for place in sample])
+        pictures = (np.concatenate([frame, colour_flow(flow, full)], axis=1) for frame, flow in shown.all())
+        write_file(output, lambda target: _encode(pictures, shown.rate, target))
+    print(f"wrote {output} (full colour: {full:.3g} px)")
+
+
+class _Shown:
+    """Frames and flow of the same size."""
+
+    def __init__(self, source: FrameSource, fps: float | None) -> None:
+        self._source = source
+        self.numbers = timeline(source.index, fps)
+        seconds = float(source.index.seconds[-1] - source.index.seconds[0])
+        own = (source.index.num_frames - 1) / seconds if seconds > 0 else 25.0
+        self.rate = Fraction(min(max(fps or own, 1.0), 120.0)).limit_denominator(1000)
+
+    def at(self, place: int) -> tuple[Picture, Flow]:
+        """Frame (H,W,3) and flow (H,W,2) of a place."""
+        raise NotImplementedError
+
+    def all(self) -> Iterator[tuple[Picture, Flow]]:
+        """Those of every place, the last flow twice."""
+        raise NotImplementedError
+
+
+class _Kept(_Shown):
+    def __init__(self, source: FrameSource, reader: FlowSource, fps: float | None) -> None:
+        super().__init__(source, fps)
+        self._reader = reader
+
+    def _flow(self, place: int) -> Flow:
+        return self._reader.quantiser.decode(self._reader.read([place])[0])
+
+    def _small(self, frame: Picture) -> Picture:
+        return resize_frame(frame, self._reader.height, self._reader.width).permute(1, 2, 0).numpy()
+
+    def at(self, place: int) -> tuple[Picture, Flow]:
+        return self._small(self._source.read([self.numbers[place]])[0]), self._flow(place)
+
+    def all(self) -> Iterator[tuple[Picture, Flow]]:
+        numbers, places = np.unique(self.numbers, return_index=True)
+        ends = [*places[1:].tolist(), len(self.numbers)]
+        for frame, first, end in zip(self._source.stream(numbers), places.tolist(), ends, strict=True):
+            small = self._small(frame)
+            for place in range(first, end):
+                yield small, self._flow(place)
+
+
+class _Live(_Shown):
+    def __init__(self, source: FrameSource, backend: FlowBackend, size: SizeRule) -> None:
+        super().__init__(source, None)
+        self.backend = backend
+        self._size = size.of(source.index.height, source.index.width)
+        check_size(self._size[1], 2 * self._size[0])
+
+    def _pair(self, first: Picture, second: Picture) -> tuple[Picture, Flow]:
+        one, two = (resize_frame(frame, *self._size) for frame in (first, second))
+        with torch.inference_mode():
+            flow = self.backend(one[None], two[None])[0].permute(1, 2, 0).cpu().numpy()
+        return one.permute(1, 2, 0).numpy(), flow
+
+    def at(self, place: int) -> tuple[Picture, Flow]:
+        frames = self._source.read([place, min(place + 1, len(self.numbers) - 1)])
+        return self._pair(frames[0], frames[1])
+
+    def all(self) -> Iterator[tuple[Picture, Flow]]:
+        before: Picture | None = None
+        last: Flow | None = None
+        for frame in self._source.stream(self.numbers):
+            if before is not None:
+                shown, last = self._pair(before, frame)
+                yield shown, last
+            before = frame
+        assert before is not None
+        alone, still = self._pair(before, before)
+        yield alone, still if last is None else last
+
+
+def _encode(pictures: Iterable[Picture], rate: Fraction, target: BinaryIO) -> None:
+    with av.open(target, "w", format="mp4") as container:
+        stream: VideoStream | None = None
+        for picture in pictures:
+            height, width = (side - side % 2 for side in picture.shape[:2])
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options=dict(_ENCODER))
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            even = np.ascontiguousarray(picture[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        assert stream is not None
+        container.mux(stream.encode())

@@ -1,0 +1,220 @@
+"""``extract-flow`` and ``show-flow``: whole corpora, kills, full disks, bad input."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from flows import contents, run_extraction, settings, write_flow_corpus
+from PIL import Image
+from videos import write_video
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.flow.folders import PictureFolder
+from distinit_plugin.flow.store import FlowStore
+from distinit_plugin.jobs.flow_extraction import FlowExtraction, common_root, extract_flow, read_corpus
+from distinit_plugin.jobs.flow_pictures import show_flow
+
+SLOW = os.environ.get("DISTINIT_TEST_SLOW") == "1"
+GOOD = {"one/a.mp4": 12, "one/b.avi": 9, "two/a.mp4": 7, "two/single.mp4": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_flow_corpus(tmp_path_factory.mktemp("flow") / "videos")
+
+
+def extract(corpus: Path, output: Path, *, verify: bool = False, workers: int = 1, **values: object) -> FlowExtraction:
+    return extract_flow(
+        read_corpus(str(corpus)),
+        output,
+        settings(**values),
+        backend="test_difference",
+        num_workers=workers,
+        verify=verify,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory) -> Path:
+    """The store of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("flow") / "store"
+    result = extract(corpus, output)
+    assert {os.path.relpath(one.path, corpus): one.frames for one in result.done} == GOOD
+    assert [os.path.basename(bad.path) for bad in result.bad] == ["broken.mp4"]
+    return output
+
+
+def test_store_of_a_corpus(corpus, whole):
+    names = {f"{name}.flow.mkv" for name in GOOD} | {"store.json", "videos.csv", "bad_videos.csv"}
+    assert set(contents(whole)) == names
+    store = FlowStore.open(whole)
+    for name, frames in GOOD.items():
+        with store.reader(str(corpus / name)) as reader:
+            assert reader.num_flows == max(frames - 1, 1)
+            assert min(reader.height, reader.width) == 32
+            reader.read([frames - 1])
+    assert "broken.mp4" in (whole / "bad_videos.csv").read_text()
+
+
+def test_only_what_is_missing_damaged_or_old_is_made_again(corpus, whole, tmp_path):
+    videos, output = tmp_path / "videos", tmp_path / "store"
+    shutil.copytree(corpus, videos)
+    result = extract(videos, output)
+    before = contents(output)
+    text = result.to_text()
+    assert "4 videos done, 0 were there, 1 bad; 29 frames" in text
+    assert "folders of JPEG" in text
+    assert "were clipped" in text
+    result = extract(videos, output)
+    assert [one.reused for one in result.done] == [True] * 4
+    assert contents(output) == before
+    # Cut at its end; damaged inside (seen with --verify); gone; of another state of the video.
+    cut, inside = output / "one" / "a.mp4.flow.mkv", output / "one" / "b.avi.flow.mkv"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    data = bytearray(inside.read_bytes())
+    data[len(data) // 2] ^= 255
+    inside.write_bytes(data)
+    (output / "two" / "single.mp4.flow.mkv").unlink()
+    changed = write_video(videos / "two" / "a.mp4", 5)
+    result = extract(videos, output, verify=True)
+    assert [one.reused for one in result.done] == [False] * 4
+    after = contents(output)
+    assert {name for name in before if before[name] != after[name]} == {"two/a.mp4.flow.mkv", "videos.csv"}
+    with FlowStore.open(output).reader(str(changed)) as reader:
+        assert reader.num_flows == 4
+
+
+def test_kills_change_nothing(corpus, whole, tmp_path):
+    """``kill -9`` at random moments, then to the end: every byte as if nothing had happened."""
+    rng = random.Random(0)
+    output = tmp_path / "store"
+    begin = time.monotonic()
+    run_extraction(corpus, tmp_path / "first")
+    usual = time.monotonic() - begin
+    for number in range(10 if SLOW else 3):
+        process = run_extraction(corpus, output, wait=False)
+        deadline = time.monotonic() + 60
+        # The first ones in the middle of the work, the others anywhere.
+        while number < 2 and not any(output.rglob("*.mkv*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05 if number < 2 else usual))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = run_extraction(corpus, output)
+    assert last.returncode == 1, last.said  # one video is broken
+    assert contents(output) == contents(tmp_path / "first") == contents(whole)
+
+
+def test_full_disk_loses_nothing_finished(corpus, whole, tmp_path):
+    output = tmp_path / "store"
+    sizes = sorted(path.stat().st_size for path in whole.rglob("*.mkv"))
+    limited = run_extraction(corpus, output, limit=sizes[-1] - 100)
+    assert limited.returncode == 1
+    assert "cannot write" in limited.said
+    assert "File too large" in limited.said
+    assert "Traceback" not in limited.said
+    left = contents(output)
+    assert left
+    assert all(contents(whole)[name] == data for name, data in left.items())
+    assert run_extraction(corpus, output).returncode == 1
+    assert contents(output) == contents(whole)
+
+
+def test_folders_of_pictures(corpus, tmp_path):
+    output = tmp_path / "jpg"
+    (tmp_path / "videos").mkdir()
+    for name in ("one/a.mp4", "two/single.mp4"):
+        shutil.copy2(corpus / name, tmp_path / "videos")
+    extract(tmp_path / "videos", output, layout="jpg")
+    before = contents(output)
+    assert sum(name.endswith(".jpg") for name in before) == 2 * (11 + 1)
+    store = FlowStore.open(output)
+    assert isinstance(store.reader(str(tmp_path / "videos" / "a.mp4")), PictureFolder)
+    (output / "a" / "flow_x_00011.jpg").unlink()
+    result = extract(tmp_path / "videos", output, layout="jpg")
+    assert sorted(one.reused for one in result.done) == [False, True]
+    assert contents(output) == before
+    (output / "a" / "flow.json").unlink()
+    with pytest.raises(UserError, match="was not made by this program"):
+        extract(tmp_path / "videos", output, layout="jpg")
+    write_video(tmp_path / "videos" / "a.avi", 2, codec="mpeg4")
+    with pytest.raises(UserError, match="would have the same name"):
+        extract(tmp_path / "videos", tmp_path / "new", layout="jpg")
+
+
+def test_other_settings_and_other_corpora_are_refused(corpus, whole, tmp_path):
+    before = contents(whole)
+    with pytest.raises(UserError, match="bound: 20 there, 10 now"):
+        extract(corpus, whole, bound=10.0)
+    with pytest.raises(UserError, match="not of those below"):
+        extract(corpus / "one", whole)
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backend", "tvl2"], "no flow back end named 'tvl2'"),
+        (["--size", "0x5"], "is no size"),
+        (["--bound", "5000"], "a bound of 5000 px is not possible"),
+        (["--fps", "5000"], "a frame rate of 5000"),
+        (["--quality", "101"], "quality 101"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(corpus, tmp_path, capsys, words, message):
+    from distinit_plugin.cli import main
+
+    assert main(["extract-flow", str(corpus), str(tmp_path / "out"), "--backend", "test_difference", *words]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_roots(corpus, tmp_path):
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"{corpus / name}\n" for name in GOOD))
+    listed = read_corpus(str(listing))
+    assert common_root(listed, [record.path for record in listed]) == str(corpus)
+    found = read_corpus(str(corpus))
+    assert common_root(found, [record.path for record in found]) == str(corpus)
+
+
+def test_second_writer_is_refused(corpus, tmp_path, monkeypatch):
+    import fcntl
+
+    from distinit_plugin.jobs import flow_extraction
+
+    monkeypatch.setattr(flow_extraction, "_LOCK_SECONDS", 0.1)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process"):
+        extract(corpus, tmp_path)
+    os.close(handle)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_flow(corpus, whole, tmp_path, capsys):
+    for words in ({"store": str(whole)}, {"backend": "test_difference", "size": "32"}):
+        show_flow(str(corpus / "one" / "a.mp4"), tmp_path / "a.png", num_frames=5, **words)
+        with Image.open(tmp_path / "a.png") as sheet:
+            assert sheet.size[1] > 2 * (2 * 32)  # two rows
+            assert np.asarray(sheet).std() > 20
+        show_flow(str(corpus / "one" / "a.mp4"), tmp_path / "a.mp4", **words)
+        with av.open(str(tmp_path / "a.mp4")) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) == 12
+        assert frames[0].shape == (32, 80, 3)
+    show_flow(str(corpus / "two" / "single.mp4"), tmp_path / "s.png", store=str(whole))
+    for video, output, message in (
+        (corpus / "two" / "broken.mp4", "a.png", "broken.mp4"),
+        (corpus / "one" / "a.mp4", "a.gif", "png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            show_flow(str(video), tmp_path / output, backend="test_difference")
