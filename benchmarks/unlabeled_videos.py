@@ -45,9 +45,9 @@ def configuration(videos: str, teacher: str, options: list[str]) -> CfgNode:
         "DATA_LOADER.NUM_WORKERS": 1,
         "LOG_PERIOD": 4,
         # One epoch: BN statistics are recomputed at the end of each.
-        "RUNNER.CLIPS_PER_EPOCH": 672,
+        "RUNNER.CLIPS_PER_EPOCH": 576,
         "RUNNER.SCHEDULE_UNIT": "step",
-        "SOLVER.MAX_EPOCH": 42,
+        "SOLVER.MAX_EPOCH": 36,
         "SOLVER.OPTIMIZING_METHOD": "sgd",
         "SOLVER.BASE_LR": 0.1,
         "SOLVER.LR_POLICY": "cosine",
