@@ -60,7 +60,7 @@ def convert(
     file = read_public(source, layout_name)
     translation, classifier = _translate(file, target, infer=not cfg_files)
     contradictions = target.contradictions(translation)
-    network = target.build("cpu")
+    network = target.build("meta")
     if drop_classifier:
         network.reset_classifier(0)
         target.num_classes = 0
@@ -77,6 +77,8 @@ def convert(
     if not report.complete and not (allow_partial and fits):
         hint = layout_hint(file.layout) if file.layout else ""
         raise WeightsError(_unaccounted(report, destination, target, contradictions) + hint)
+    if not target.is_image:  # until here no weights were needed
+        state = target.build("cpu").bare_state_dict()
     copy_tensors(state, translation.tensors, report)
     _write(path, state, target, report)
     print(f"wrote {path}")

@@ -195,11 +195,12 @@ def _settings(session: Session, network: Network, names: list[str], spacing: Spa
     for key, tensor in sorted(network.bare_state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    views = {name: spec.pixels for name, spec in network.view_specs("test").items()}
+    specs = network.view_specs("test")
     return {
         "network": cfg.MODEL.MODEL_NAME,
         "weights": digest.hexdigest()[:16],
-        "views": ", ".join(f"{name} {pixels}" for name, pixels in views.items()),
+        "views": ", ".join(f"{name} {spec.pixels}" for name, spec in specs.items()),
+        "normalised": ", ".join(f"{name} {spec.mean} {spec.std}" for name, spec in specs.items()),
         "scale": str(cfg.CORPUS.TEST_SCALE),
         "windows": str(spacing),
         "layers": ", ".join(names),
