@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from processes import forked_ranks
+from rank_jobs import ranks_cfg, sums_and_objects
 from torch import nn
 from torch.nn import functional as F
 from toys import SPEC, ToyNetwork, batch_of
@@ -29,6 +27,7 @@ from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable, copy_into_network
 from distinit_plugin.engine.train import Trainer, TrainOptions
 from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.jobs.launching import launch
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter
 from distinit_plugin.types import BadVideo, ModelOutput, SampleKey
@@ -611,36 +610,12 @@ def test_profile_of_a_job():
 
 
 # -------------------------------------------------------------------------------------------------------- ranks
-RANK_SCRIPT = """
-import json, torch
-from distinit_plugin.engine import distributed
-started = distributed.start("cpu")
-rank = distributed.rank()
-mine = torch.tensor([1.0 + rank, 2.0])
-total = distributed.all_reduce_sum(mine)
-distributed.barrier()
-print(json.dumps([started, rank, distributed.world_size(), distributed.is_main(),
-                  mine.tolist(), total.tolist(), distributed.gather_objects({"rank": rank})]))
-distributed.stop()
-"""
-
-
 def test_two_ranks_sum_and_gather():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        job = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in job.items()}}
-        command = [sys.executable, "-c", RANK_SCRIPT]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        )
-    answers = [json.loads(process.communicate(timeout=100)[0].splitlines()[-1]) for process in processes]
+    with forked_ranks():
+        answers = launch(ranks_cfg(2), sums_and_objects)
     everyone = [{"rank": 0}, {"rank": 1}]
-    assert answers[0] == [True, 0, 2, True, [1.0, 2.0], [3.0, 4.0], everyone]
-    assert answers[1] == [True, 1, 2, False, [2.0, 2.0], [3.0, 4.0], everyone]
+    assert answers[0] == (True, 0, 2, True, [1.0, 2.0], [3.0, 4.0], everyone)
+    assert answers[1] == (True, 1, 2, False, [2.0, 2.0], [3.0, 4.0], everyone)
 
 
 def test_one_process_needs_no_job(monkeypatch):
