@@ -6,6 +6,7 @@ server forks: it has imported everything, computed nothing and started no thread
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -109,6 +110,7 @@ def _ensure_server() -> None:
 def _begin_forked() -> None:
     """What every forked process does first."""
     signal.alarm(BOUND)
+    gc.freeze()  # of what it inherited: see conftest.py
     state = Path(f"/proc/{os.getppid()}/status").read_text()
     assert "\nThreads:\t1\n" in state, "the fork server has threads: its forks may hang"
 
