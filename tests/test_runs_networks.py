@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_jobs import SIZE, differing, merged, small_cfg, weights_of
+from small_jobs import differing, merged, small_cfg, weights_of
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
@@ -94,7 +94,9 @@ def test_trains_and_tests_from_yaml(
     name: str, depth: int, sections: dict[str, Any], digits: DigitData, tmp_path: Path, monkeypatch: Any
 ) -> None:
     start = tmp_path / "start.pth"
-    cfg = job(digits, tmp_path / "run", name, depth, **merged(sections, {"TRAIN": {"CHECKPOINT_FILE_PATH": str(start)}}))
+    cfg = job(
+        digits, tmp_path / "run", name, depth, **merged(sections, {"TRAIN": {"CHECKPOINT_FILE_PATH": str(start)}})
+    )
     before = untrained(cfg, start)
     fresh = build.build_network(cfg)
     kind = type(fresh)
