@@ -22,7 +22,7 @@ CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
 FLOW_BACKENDS = Registry("flow back end")
-"""Ways of computing optical flow: ``build(device) -> FlowBackend``, see ``distinit_plugin.flow.compute``."""
+"""Ways of computing optical flow: ``build() -> FlowBackend``, see ``distinit_plugin.flow.compute``."""
 
 
 def near_names(name: str, allowed: list[str]) -> list[str]:
