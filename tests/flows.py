@@ -1,7 +1,8 @@
 """What the tests of flow share: a back end whose flow is known, and small corpora."""
 
+import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
@@ -9,10 +10,9 @@ import numpy as np
 import torch
 from videos import write_video
 
+from distinit_plugin.cli import main
 from distinit_plugin.flow.store import FlowSettings
 from distinit_plugin.registry import FLOW_BACKENDS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Difference:
@@ -25,7 +25,7 @@ class Difference:
 
 
 @FLOW_BACKENDS.register()
-def test_difference(device: str) -> Difference:
+def test_difference() -> Difference:
     return Difference()
 
 
@@ -48,28 +48,55 @@ def write_flow_corpus(folder: Path) -> Path:
     return folder
 
 
-def run_extraction(corpus: Path, output: Path, *words: str, wait: bool = True, limit: int = 0) -> subprocess.Popen[str]:
-    """``extract-flow`` with the test's back end in a process of its own; ``limit``: largest file, bytes."""
-    program = (
-        "import sys, resource\n"
-        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "import flows\n"
-        "from distinit_plugin.cli import main\n"
-        f"limit = {limit}\n"
-        "if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    line = ["extract-flow", str(corpus), str(output), "--backend", "test_difference", "--size", "32", "--workers", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *line, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    if wait:
-        process.told, process.said = process.communicate(timeout=120)  # type: ignore[attr-defined]
-    return process
+class Extraction:
+    """``extract-flow`` with the test's back end in a process of its own, forked: nothing is imported again.
+
+    Attributes:
+        said: Its standard error, once it has ended.
+    """
+
+    def __init__(self, corpus: Path, output: Path, log: Path, limit: int = 0) -> None:
+        """Start it.
+
+        Args:
+            corpus: Videos.
+            output: The store.
+            log: File for what it says.
+            limit: Largest file that it may write, bytes; 0: any.
+        """
+        line = [
+            "extract-flow",
+            str(corpus),
+            str(output),
+            "--backend",
+            "test_difference",
+            "--size",
+            "32",
+            "--workers",
+            "2",
+        ]
+
+        def work() -> None:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)
+            if limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            code = main(line)
+            sys.stdout.flush()
+            os._exit(code)
+
+        self._log = log
+        self.process = multiprocessing.get_context("fork").Process(target=work)
+        self.process.start()
+
+    def end(self) -> int:
+        """Wait for it; its exit code."""
+        self.process.join(60)
+        self.said = self._log.read_text()
+        assert self.process.exitcode is not None, "it hangs"
+        return self.process.exitcode
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -64,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = make_settings(
         arguments.backend,
-        arguments.device,
         bound=arguments.bound,
         rounding=arguments.rounding,
         size=arguments.size,

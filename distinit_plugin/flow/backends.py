@@ -13,9 +13,18 @@ import torch
 from torch import Tensor
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.registry import FLOW_BACKENDS
+from distinit_plugin.registry import FLOW_BACKENDS, lookup
 
 _NEEDS_OPENCV = "OpenCV is not installed, or without its optflow module: pip install opencv-contrib-python-headless."
+
+
+def build_flow_backend(name: str, where: str = "flow back end") -> Any:
+    """A back end by name.
+
+    Raises:
+        UserError: There is none of this name, or it is not installed.
+    """
+    return lookup(FLOW_BACKENDS, name, where)()
 
 
 class OpenCvFlow:
@@ -58,18 +67,18 @@ class OpenCvFlow:
 
 
 @FLOW_BACKENDS.register()
-def dual_tvl1(device: str = "cpu") -> OpenCvFlow:
+def dual_tvl1() -> OpenCvFlow:
     """TV-L1 of OpenCV's contrib modules with its defaults."""
     return OpenCvFlow("dual_tvl1", lambda cv2: cv2.optflow.DualTVL1OpticalFlow_create())
 
 
 @FLOW_BACKENDS.register()
-def dis_medium(device: str = "cpu") -> OpenCvFlow:
+def dis_medium() -> OpenCvFlow:
     """DIS, medium preset."""
     return OpenCvFlow("dis_medium", lambda cv2: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
 
 
 @FLOW_BACKENDS.register()
-def dis_fast(device: str = "cpu") -> OpenCvFlow:
+def dis_fast() -> OpenCvFlow:
     """DIS, fast preset."""
     return OpenCvFlow("dis_fast", lambda cv2: cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST))

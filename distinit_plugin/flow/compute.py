@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.flow.codes import Codes, Quantiser
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.index import FrameIndex, Int64Array
@@ -22,13 +23,12 @@ MAX_SIDE = 8192
 
 
 class FlowBackend(Protocol):
-    """A way of computing flow.
+    """A way of computing flow, on the device of the frames."""
 
-    Attributes:
-        identity: Its name, parameters and library version: flows of equal identities may be mixed.
-    """
-
-    identity: str
+    @property
+    def identity(self) -> str:
+        """Name, parameters and library version: flows of equal identities may be mixed."""
+        ...
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """(N,3,H,W) uint8 RGB, twice → (N,2,H,W) float32 (u, v): how far pixels of the first move to the second."""
@@ -110,6 +110,7 @@ def video_flow(
     fps: float | None,
     batch_size: int,
     tally: Tally,
+    device: str = "cpu",
 ) -> Iterator[Codes]:
     """The flow of a whole video in one pass: T − 1 flows of T frames; of a single frame one flow without motion.
 
@@ -121,12 +122,13 @@ def video_flow(
         fps: Rate to which frames are picked before; ``None``: all.
         batch_size: Pairs that are computed together.
         tally: Counts, written as flows are made.
+        device: Where the flow is computed.
 
     Yields:
         (H,W,2) uint8.
 
     Raises:
-        VideoError: A frame cannot be given.
+        VideoError: A frame cannot be given, or the back end cannot take frames of this size.
         ValueError: The size is beyond all limits, or the flow has values that are not numbers.
     """
     height, width = size.of(source.index.height, source.index.width)
@@ -139,8 +141,11 @@ def video_flow(
     place = 0
     tally.frames = 1
     for batch in _batches(frames, batch_size):
-        with torch.inference_mode():
-            flows = backend(torch.stack(batch[:-1]), torch.stack(batch[1:])).permute(0, 2, 3, 1).cpu().numpy()
+        try:
+            stacked = torch.stack(batch).to(device)
+            flows = backend(stacked[:-1], stacked[1:]).permute(0, 2, 3, 1).cpu().numpy()
+        except UserError as error:
+            raise VideoError(source.path, f"its flow cannot be computed: {error}") from error
         for flow in flows:
             for codes in [still] * repeats[place]:
                 tally.frames, tally.values = tally.frames + 1, tally.values + still.size

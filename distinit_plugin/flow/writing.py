@@ -6,14 +6,17 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_text
-from distinit_plugin.flow import backends
+from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.codes import Codes
 from distinit_plugin.flow.compute import FlowBackend, SizeRule, Tally, video_flow
 from distinit_plugin.flow.entries import EntryReader, write_entry
@@ -21,25 +24,11 @@ from distinit_plugin.flow.folders import PICTURE_NAME, jpeg_bytes
 from distinit_plugin.flow.identity import Identity
 from distinit_plugin.flow.source import MissingFlowError
 from distinit_plugin.flow.store import PICTURES_FILE, FlowStore
-from distinit_plugin.registry import FLOW_BACKENDS, lookup
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.guard import describe
 
-BACKEND_MODULES = (backends,)
-"""Imported so that their back ends are registered."""
-
 _SAMPLE_STEP = 50
 """Every so many flows one is also written as JPEG, to tell the size of folders of these."""
-
-
-def load_backend(name: str, device: str) -> FlowBackend:
-    """A back end by name.
-
-    Raises:
-        UserError: There is none of this name, or it is not installed.
-    """
-    backend: FlowBackend = lookup(FLOW_BACKENDS, name, "--backend")(device=device)
-    return backend
 
 
 @dataclass(frozen=True)
@@ -142,6 +131,7 @@ class VideoJob:
                 fps=settings.fps,
                 batch_size=self.batch_size,
                 tally=tally,
+                device=self.device,
             )
 
             def told() -> dict[str, Any]:
@@ -172,11 +162,11 @@ class VideoJob:
 
     def _start(self) -> FlowBackend:
         """One thread per process: the processes are the parallelism."""
-        import torch
-
-        if self.device == "cpu":
-            torch.set_num_threads(1)
-        return load_backend(self.backend, self.device)
+        torch.set_num_threads(1)
+        backend: FlowBackend = build_flow_backend(self.backend, "--backend")
+        if "cv2" in sys.modules:
+            sys.modules["cv2"].setNumThreads(1)
+        return backend
 
     def _counted(self, flows: Iterable[Codes], sample: _Sample) -> Iterator[Codes]:
         for number, codes in enumerate(flows):

@@ -22,8 +22,9 @@ from distinit_plugin.engine.meters import duration_text
 from distinit_plugin.engine.progress import RunLog, open_progress
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
+from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.store import FlowSettings, FlowStore
-from distinit_plugin.flow.writing import Outcome, VideoJob, load_backend
+from distinit_plugin.flow.writing import Outcome, VideoJob
 from distinit_plugin.jobs.corpus_check import guess_format
 from distinit_plugin.types import BadVideo
 from distinit_plugin.video.corpus import Corpus, load_corpus
@@ -181,13 +182,13 @@ def read_corpus(path: str, *, fmt: str = "", root: str = "", subset: str = "", s
     return load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
 
 
-def make_settings(backend: str, device: str, **values: Any) -> FlowSettings:
+def make_settings(backend: str, **values: Any) -> FlowSettings:
     """Settings with the identity of a back end.
 
     Raises:
         UserError: There is no such back end, or a value is not possible.
     """
-    identity = load_backend(backend, device).identity
+    identity = build_flow_backend(backend, "--backend").identity
     try:
         return FlowSettings(backend=identity, **values)
     except ValueError as error:

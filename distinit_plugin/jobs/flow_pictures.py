@@ -11,16 +11,15 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-import torch
 from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
+from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.compute import FlowBackend, SizeRule, resize_frame, timeline
 from distinit_plugin.flow.pictures import Flow, Picture, colour_flow, contact_sheet, large_length
 from distinit_plugin.flow.source import FlowSource
 from distinit_plugin.flow.store import FlowStore
-from distinit_plugin.flow.writing import load_backend
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.source import FrameSource
@@ -71,7 +70,7 @@ def show_flow(
                     shown: _Shown = _Kept(source, reader, kept.settings.fps)
                     _draw(shown, output, f"{os.path.basename(video)}  {kept.settings.backend}", num_frames, largest)
             else:
-                shown = _Live(source, load_backend(backend, device), SizeRule.parse(size))
+                shown = _Live(source, build_flow_backend(backend, "--backend"), device, SizeRule.parse(size))
                 _draw(shown, output, f"{os.path.basename(video)}  {shown.backend.identity}", num_frames, largest)
     except VideoError as error:
         raise UserError(f"{error}.") from error
@@ -141,16 +140,16 @@ class _Kept(_Shown):
 
 
 class _Live(_Shown):
-    def __init__(self, source: FrameSource, backend: FlowBackend, size: SizeRule) -> None:
+    def __init__(self, source: FrameSource, backend: FlowBackend, device: str, size: SizeRule) -> None:
         super().__init__(source, None)
+        self._device = device
         self.backend = backend
         self._size = size.of(source.index.height, source.index.width)
         check_size(self._size[1], 2 * self._size[0])
 
     def _pair(self, first: Picture, second: Picture) -> tuple[Picture, Flow]:
         one, two = (resize_frame(frame, *self._size) for frame in (first, second))
-        with torch.inference_mode():
-            flow = self.backend(one[None], two[None])[0].permute(1, 2, 0).cpu().numpy()
+        flow = self.backend(one[None].to(self._device), two[None].to(self._device))[0].permute(1, 2, 0).cpu().numpy()
         return one.permute(1, 2, 0).numpy(), flow
 
     def at(self, place: int) -> tuple[Picture, Flow]:
