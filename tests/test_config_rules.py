@@ -53,7 +53,7 @@ BAD = [
     ("FLOW.MISSING", "live", "FLOW.STORE is empty", []),
     ("FLOW.MISSING", "skip", "refuse, live", []),
     ("FLOW.BACKEND", "tvl", "Did you mean tvl1", []),
-    ("FLOW.BACKEND", "raft_small", "needs FLOW.WEIGHTS", []),
+    ("FLOW.BACKEND", "raft", "needs FLOW.WEIGHTS", []),
     ("FLOW.WEIGHTS", "raft.pth", "no meaning for FLOW.BACKEND tvl1", []),
     ("FLOW.BOUND", "0", "a number > 0", []),
     ("FLOW.ROUNDING", "ceil", "round, floor", []),

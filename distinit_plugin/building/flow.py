@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.flow import LiveFlow, StoredFlow
 from distinit_plugin.errors import UserError, naming
-from distinit_plugin.flow.backends import build_backend
+from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.codes import Quantiser
 from distinit_plugin.flow.store import FlowStore
 
 
-def build_live_flow(cfg: CfgNode, device: torch.device | str) -> LiveFlow:
-    """The computation of flow on a device.
+def build_live_flow(cfg: CfgNode) -> LiveFlow:
+    """The computation of flow, on the device of the frames that it is given.
 
     Raises:
         UserError: The back end is not there, or its weights are not.
     """
-    with naming("FLOW.BACKEND"):
-        backend = build_backend(cfg.FLOW.BACKEND, weights=cfg.FLOW.WEIGHTS, device=device)
+    options = {"weights": cfg.FLOW.WEIGHTS, "size": cfg.FLOW.RAFT_SIZE} if cfg.FLOW.BACKEND == "raft" else {}
+    backend = build_flow_backend(cfg.FLOW.BACKEND, "FLOW.BACKEND", **options)
     return LiveFlow(backend, Quantiser(cfg.FLOW.BOUND, cfg.FLOW.ROUNDING))
 
 
@@ -40,7 +38,7 @@ def build_stored_flow(cfg: CfgNode) -> StoredFlow | None:
             f"asks for frames {_rate(fps)}. Set CORPUS.TARGET_FPS to the store's, or extract the flow again with --fps."
         )
     # Workers compute what is missing themselves: on the CPU.
-    live = build_live_flow(cfg, "cpu") if cfg.FLOW.MISSING == "live" else None
+    live = build_live_flow(cfg) if cfg.FLOW.MISSING == "live" else None
     return StoredFlow(store, cfg.FLOW.BOUND, live)
 
 

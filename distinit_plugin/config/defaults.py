@@ -132,8 +132,9 @@ _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen;
 _C.FLOW = CfgNode()  # optical flow, where a network sees it
 _C.FLOW.STORE = ""  # folder that distinit extract-flow wrote; empty: flow is computed from the frames, on the device
 _C.FLOW.MISSING = "refuse"  # a video that is not in FLOW.STORE: "refuse" it as a bad one, or compute its flow "live"
-_C.FLOW.BACKEND = "tvl1"  # what computes it: tvl1, dual_tvl1, dis_medium, dis_fast, raft_small, raft_large
-_C.FLOW.WEIGHTS = ""  # of raft_small and raft_large: a file, or a torchvision tag
+_C.FLOW.BACKEND = "tvl1"  # what computes it: tvl1, dual_tvl1, dis_medium, dis_fast, raft
+_C.FLOW.WEIGHTS = ""  # of raft: a file, or a torchvision tag
+_C.FLOW.RAFT_SIZE = "large"  # "large" or "small"
 _C.FLOW.BOUND = 20.0  # flow of [-BOUND, BOUND] pixels is coded in bytes; more is cut off
 _C.FLOW.ROUNDING = "round"  # "round" (0 is coded 128) or "floor" (127, as in I3D's data)
 

@@ -37,7 +37,7 @@ INCEPTIONS = ("I3D", "S3DG")
 _VIDEO_DEPTHS = (10, 16, 18, 26, 34, 50, 101, 152)
 NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152), "Res3D": _VIDEO_DEPTHS}
 """The networks that read RESNET.DEPTH → the depths that they have."""
-FLOW_BACKEND_NAMES = ("tvl1", "dual_tvl1", "dis_medium", "dis_fast", "raft_small", "raft_large")
+FLOW_BACKEND_NAMES = ("tvl1", "dual_tvl1", "dis_medium", "dis_fast", "raft")
 """What computes optical flow."""
 
 TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
@@ -257,6 +257,7 @@ RULES: dict[str, Rule] = {
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
     "FLOW.MISSING": one_of("refuse", "live"),
     "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
+    "FLOW.RAFT_SIZE": one_of("large", "small"),
     "FLOW.BOUND": number(above=0, most=4096),
     "FLOW.ROUNDING": one_of("round", "floor"),
     "DISTILL.GATE": one_of("weight", "skip"),

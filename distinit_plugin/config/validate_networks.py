@@ -95,10 +95,10 @@ def flow_problems(cfg: CfgNode) -> Problems:
     flow = cfg.FLOW
     if flow.MISSING == "live" and not flow.STORE:
         yield "FLOW.MISSING: live is for videos that FLOW.STORE lacks, and FLOW.STORE is empty. Leave it at 'refuse'."
-    if flow.WEIGHTS and not flow.BACKEND.startswith("raft"):
+    if flow.WEIGHTS and flow.BACKEND != "raft":
         yield f"FLOW.WEIGHTS: {flow.WEIGHTS!r} has no meaning for FLOW.BACKEND {flow.BACKEND}. Leave it empty."
-    if flow.BACKEND.startswith("raft") and not flow.WEIGHTS and (flow.MISSING == "live" or not flow.STORE):
-        yield f"FLOW.BACKEND: {flow.BACKEND} needs FLOW.WEIGHTS, which is empty. Give a file, or a torchvision tag."
+    if flow.BACKEND == "raft" and not flow.WEIGHTS and (flow.MISSING == "live" or not flow.STORE):
+        yield "FLOW.BACKEND: raft needs FLOW.WEIGHTS, which is empty. Give a file, or a torchvision tag."
 
 
 def _separable(network: CfgNode, where: str) -> Problems:

@@ -92,12 +92,12 @@ class Session:
 
     @cached_property
     def live_flow(self) -> LiveFlow:
-        """Computes optical flow on the device; made when it is first asked for.
+        """Computes optical flow; made when it is first asked for.
 
         Raises:
             UserError: The back end is not there, or its weights are not.
         """
-        return build.build_live_flow(self.cfg, self.device)
+        return build.build_live_flow(self.cfg)
 
     def place(self, network: Network) -> nn.Module:
         """Move a network to the device, in the memory format of the job."""
