@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.source import MissingFlowError
 
 from distinit_plugin.data.flow import LiveFlow, StoredFlow, in_store, render_flow
 from distinit_plugin.data.views import finish_views
+from distinit_plugin.flow.codes import Quantiser
+from distinit_plugin.flow.source import MissingFlowError
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.sampling import Clip
 from distinit_plugin.video.transforms import Geometry, build_views
@@ -68,14 +68,18 @@ def test_a_view_of_flow_ships_where_it_begins_and_where_it_ends():
     assert views[FLOW.pairs][1, 0, 0].tolist() == list(range(18, 2, -1))
 
 
-def numbers_as_flow(first, second):
+class NumbersAsFlow:
     """A back end that tells which frames it was given."""
-    return torch.stack([first[:, 0], second[:, 0]], dim=1).float() / 10
+
+    identity = "numbers"
+
+    def __call__(self, first, second):
+        return torch.stack([first[:, 0], second[:, 0]], dim=1).float() / 10
 
 
 def test_channels_of_a_stack_are_u_and_v_of_each_flow():
     views = build_views(read, clip([1, 4, 6]), {"two": STACKED}, WHOLE, 0)
-    live = LiveFlow(numbers_as_flow, Quantiser(20.0))
+    live = LiveFlow(NumbersAsFlow(), Quantiser(20.0))
     batch = {name: view[None] for name, view in views.items()}
     found = finish_views(batch, {"two": STACKED}, "cpu", flow=live)["two"]
     assert found.shape == (1, 4, 3, 16, 16)
@@ -199,4 +203,4 @@ def test_flow_of_another_length_is_refused_by_name():
     assert kept.closed
     with pytest.raises(MissingFlowError, match="not in the store"):
         stored.open("other.mp4", 8)
-    assert StoredFlow(Store(kept), 20.0, LiveFlow(numbers_as_flow, Quantiser())).open("other.mp4", 8) is None
+    assert StoredFlow(Store(kept), 20.0, LiveFlow(NumbersAsFlow(), Quantiser())).open("other.mp4", 8) is None

@@ -109,6 +109,13 @@ def test_what_the_store_lacks_is_refused_by_name_or_computed(videos: Path, tmp_p
     assert not (tmp_path / "computed" / "bad_videos.csv").exists()
 
 
+def test_gaps_of_a_store_are_not_filled_by_another_back_end(videos: Path, tmp_path: Path) -> None:
+    flow = {"STORE": str(videos / "flow"), "MISSING": "live", "BACKEND": "dis_fast"}
+    pytest.importorskip("cv2")
+    with pytest.raises(UserError, match=r"dis_fast.*would stand in.*made by tvl1"):
+        flow_run(videos, tmp_path / "run", FLOW=flow)
+
+
 def test_store_of_another_frame_rate_is_refused(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"CORPUS.TARGET_FPS asks for frames at 10 fps"):
         flow_run(videos, tmp_path / "run", FLOW={"STORE": str(videos / "flow")}, CORPUS={"TARGET_FPS": 10.0})

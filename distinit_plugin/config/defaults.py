@@ -131,6 +131,7 @@ _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen;
 
 _C.FLOW = CfgNode()  # optical flow, where a network sees it
 _C.FLOW.STORE = ""  # folder that distinit extract-flow wrote; empty: flow is computed from the frames, on the device
+_C.FLOW.LAYOUT = "store"  # of that folder; of other programs: "jpg" (denseflow's) or "npy" (I3D's), coded as below
 _C.FLOW.MISSING = "refuse"  # a video that is not in FLOW.STORE: "refuse" it as a bad one, or compute its flow "live"
 _C.FLOW.BACKEND = "tvl1"  # what computes it: tvl1, dual_tvl1, dis_medium, dis_fast, raft
 _C.FLOW.WEIGHTS = ""  # of raft: a file, or a torchvision tag

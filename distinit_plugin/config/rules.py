@@ -255,6 +255,7 @@ RULES: dict[str, Rule] = {
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "FLOW.LAYOUT": one_of("store", "jpg", "npy"),
     "FLOW.MISSING": one_of("refuse", "live"),
     "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
     "FLOW.RAFT_SIZE": one_of("large", "small"),

@@ -7,7 +7,7 @@ sees the same numbers either way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distinit_plugin.flow.codes import Quantiser
+from distinit_plugin.flow.compute import FlowBackend
 from distinit_plugin.flow.source import FlowSource, MissingFlowError
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.sampling import Clip
 from distinit_plugin.video.transforms import Geometry, view_positions
-
-FlowBackend = Callable[[Tensor, Tensor], Tensor]
-"""Frames (N,3,H,W) uint8, the frames after them → (N,2,H,W) float32, u and v in pixels."""
 
 
 class LiveFlow:
@@ -46,6 +44,11 @@ class LiveFlow:
             # (B·T·stack,2,H,W) → (B,T,2·stack,H,W) → channels first
             codes = codes.view(batch, count // stack, 2 * stack, height, width).transpose(1, 2)
         return codes.contiguous()
+
+    @property
+    def identity(self) -> str:
+        """What computes it, as a store records it."""
+        return self._backend.identity
 
     def seconds(self) -> float:
         """Seconds spent since the last call of this; waits for the device."""
