@@ -11,13 +11,16 @@ from videos import write_video
 
 from distinit_plugin import cli
 from distinit_plugin.engine.checkpoint import load_checkpoint
+from distinit_plugin.engine.evaluate import evaluation_mode
 from distinit_plugin.engine.fixed import FeatureClassifier
 from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.prediction import predict
 from distinit_plugin.jobs.probing import probe
 from distinit_plugin.jobs.running import run
+from distinit_plugin.losses import build_loss
 from distinit_plugin.models import InputSpec, build_network
+from distinit_plugin.objectives import Objective, Term
 from distinit_plugin.types import ModelOutput
 
 SIDE = 32
@@ -99,42 +102,38 @@ def test_fast_and_slow_path_are_the_same(exact_videos, pretrained, tmp_path, cap
     assert cli.main(["ensemble", str(tmp_path / "slow"), str(tmp_path / "fast" / "fixed")]) == 0
 
 
-def conv_lstm(videos, output, **sections):
-    network = {"MODEL": {"MODEL_NAME": "ConvLSTM"}, "NETWORK": {"WIDTH": 8}, "RESNET": {"DEPTH": 18}}
-    return fixed_cfg(videos, "", output, **merged(network, sections))
-
-
-def test_paths_of_a_recurrent_network_are_the_same(exact_videos, tmp_path):
-    """Both train on the last output, which the test reads."""
-    trained = run(conv_lstm(exact_videos, tmp_path / "trunk", INIT={"TRAINABLE": "all"}))
-    assert trained.evaluation is not None
-    weights = {"CHECKPOINT_FILE_PATH": str(checkpoint(tmp_path / "trunk", 4))}
-    slow = run(conv_lstm(exact_videos, tmp_path / "slow", TRAIN=weights)).evaluation
-    fast = probe(conv_lstm(exact_videos, tmp_path / "fast", TRAIN=weights), neighbors=3)
-    assert fast.fixed_top1 == slow.metrics()["top1"]
-    with np.load(tmp_path / "fast" / "fixed" / "scores.npz") as archive:
-        np.testing.assert_allclose(archive["logits"], slow.logits, atol=1e-4)
-    assert slow.logits.std() > 0.01
-    assert np.abs(slow.logits - trained.evaluation.logits).max() > 1e-2  # the classifier did train
-
-
-def test_a_frozen_recurrent_network_answers_as_in_the_test():
+def test_paths_of_a_recurrent_network_take_the_same_step():
+    """With a frozen trunk the classifier's loss is that of the last output, which the test reads, on both paths."""
     torch.manual_seed(0)
     clip = InputSpec(num_frames=4, train_crop_size=32, test_crop_size=32)
     network = build_network("ConvLSTM", num_classes=3, input=clip, width=8)
-    views = {"rgb": torch.randn(3, 3, 4, 32, 32)}
+    views, labels = {"rgb": torch.randn(4, 3, 4, 32, 32)}, {"label": torch.tensor([0, 1, 2, 0])}
     network.train()(views)
     network.requires_grad_(False)
     network.fc.requires_grad_(True)
-    counters = {key: value.clone() for key, value in network.state_dict().items() if "norm" in key or "bn" in key}
+    statistics = {key: value.clone() for key, value in network.state_dict().items()}
+    term = Term("action", "logits", build_loss("cross_entropy"))
+
+    def gradient(student, seen):
+        views = {f"student/{name}": view for name, view in seen.items()}
+        loss = Objective(student, [term], {}, {})(views, labels).loss
+        return torch.autograd.grad(loss, student.fc.weight)[0]
+
     set_train_mode(network, frozen_trunk=True)
-    output = network(views)
-    assert output.logits_over_time is None
-    assert output.logits.requires_grad
-    torch.testing.assert_close(output.logits, network.eval()(views).logits)
-    assert all(torch.equal(network.state_dict()[key], value) for key, value in counters.items())
-    set_train_mode(network, frozen_trunk=False)  # the control: a network that trains answers at every step
-    assert network(views).logits_over_time.shape == (3, 3, 4)
+    slow = gradient(network, views)
+    assert differing(statistics, network.state_dict()) == []
+    features = evaluated(network, views).features
+    fast = gradient(FeatureClassifier(network, 0.0, views), {"features": features})
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-8)
+    assert slow.abs().max() > 1e-4
+    network.lstm.train()  # the control: the loss at all steps is another one
+    assert (gradient(network, views) - slow).abs().max() > 1e-2 * slow.abs().max()
+    assert network(views).logits_over_time.shape == (4, 3, 4)
+
+
+def evaluated(network, views):
+    with evaluation_mode(network), torch.no_grad():
+        return network(views)
 
 
 def test_another_seed_is_another_result(exact_videos, pretrained, tmp_path):

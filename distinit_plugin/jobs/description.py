@@ -38,10 +38,17 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
     description = describe(cfg.MODEL.MODEL_NAME, network)
     if json_file is not None:
         write_text(json_file, json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n")
-    console = console or Console()
+    print_description(description, console or Console())
+    return description
+
+
+def print_description(description: Description, console: Console) -> None:
+    """The text, the table, the notes; a screen that is narrower than the table breaks lines, but nothing is cut."""
+    table = description.table
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    if needed > console.width:
+        table.width = needed
     console.print(description.text, highlight=False, soft_wrap=True)
-    needed = console.measure(description.table, options=console.options.update(max_width=WIDEST)).minimum
-    console.print(description.table, width=max(needed, console.width), crop=False)  # a narrower screen cuts no name
+    console.print(table, crop=False)
     if description.notes:
         console.print(description.notes, highlight=False, soft_wrap=True)
-    return description
