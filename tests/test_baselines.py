@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from distinit_plugin.data.views import finish_views
@@ -17,6 +18,7 @@ from distinit_plugin.models.conv_lstm import EPS, STEPS_WITH_STATISTICS, Normali
 from distinit_plugin.models.inception import END_POINTS
 from distinit_plugin.models.inception2d import InceptionTrunk2D
 from distinit_plugin.objectives import Objective, Term
+from distinit_plugin.objectives.adapters import layer_size
 from distinit_plugin.teachers.factory import build_teacher
 from distinit_plugin.weights import load_weights
 
@@ -112,6 +114,22 @@ def test_c3d_takes_any_clip(frames: int, size: int) -> None:
     for name, info in network.layers.items():
         frames_left, side = -(-frames // info.temporal_stride), -(-size // info.spatial_stride)
         assert output.taps[name].shape == (1, info.channels, frames_left, side, side)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (1, 1, 1), (3, 2, 3), (2, 5, 7), (5, 8, 6), (15, 9, 13)])
+def test_c3d_averages_are_those_of_adaptive_pooling(size: tuple[int, int, int]) -> None:
+    """Value and gradient, in double precision; the control: another way to that size is something else."""
+    network = small("C3D", 16).double().eval()
+    x = torch.randn(2, 64, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 64 * 16, dtype=torch.float64)
+    expected = functional.adaptive_avg_pool3d(x, (1, 4, 4)).flatten(1)
+    found = network.fixed_map(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad((pooled * weight).sum(), x)[0] for pooled in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+    if size[1] not in (1, 4):
+        resized = functional.interpolate(x, (1, 4, 4), mode="trilinear").flatten(1)
+        assert (resized - expected).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------------------------------------------------- ConvLSTM
@@ -267,6 +285,39 @@ def test_same_padding_keeps_every_fraction_of_the_size(size: int) -> None:
     for name, info in trunk.layers.items():
         side = -(-size // info.spatial_stride)
         assert taps[name].shape == (1, info.channels, 2, side, side), name
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("ConvLSTM", ""), ("TwoStream", "rgb."), ("TwoStream", "flow."), ("Fused3D", "flow.")]
+)
+def test_taps_by_the_papers_names(name: str, prefix: str) -> None:
+    network = small(name, 2).eval()
+    short, slim = f"{prefix}4F", f"{prefix}Mixed_4f"
+    assert next(iter(network.layers)) == f"{'rgb.' if prefix else ''}Conv2d_1a_7x7"
+    assert network.layers[short] == network.layers[slim]
+    assert short not in list(network.layers)
+    with torch.no_grad():
+        taps = network(views_of(network, 1), taps=[short, slim, f"{prefix}5C", f"{prefix}3A"]).taps
+    assert list(taps) == [short, slim, f"{prefix}5C", f"{prefix}3A"]
+    assert torch.equal(taps[short], taps[slim])
+    for tap, value in taps.items():
+        assert value.shape[1] == network.layers[tap].channels
+    assert taps[f"{prefix}5C"].shape[1] != taps[short].shape[1]
+    for wrong in (f"{prefix}4G", f"{prefix}Mixed_4g", "4F" if prefix else "rgb.4F", f"{prefix}fusion"):
+        with pytest.raises(UserError, match=f"no layer named '{wrong}'"):
+            network(views_of(network, 1), taps=[wrong])
+
+
+def test_a_term_and_a_teacher_take_the_papers_names() -> None:
+    student = small("ConvLSTM", 2)
+    teacher = build_teacher("I3D", "random", num_classes=3, num_frames=8, crop_size=SIZE, width=16, layer="4F")
+    assert layer_size(teacher, "4F", "the teacher") == layer_size(student, "4F", "the student") == 208
+    views = {name: torch.randn(2, 3, 8, SIZE, SIZE) for name in teacher.view_specs("test")}
+    taps = teacher(views, taps=["4F", "feature_map"]).taps
+    assert taps["4F"].shape[1] == 208
+    assert taps["feature_map"].shape[1] == 256
+    with pytest.raises(UserError, match="LAYER is '4G'"):
+        build_teacher("I3D", "random", num_classes=3, num_frames=8, crop_size=SIZE, width=16, layer="4G")
 
 
 # ---------------------------------------------------------------------------------------------------------- two streams

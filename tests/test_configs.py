@@ -1,6 +1,8 @@
 """Every YAML file that is shipped."""
 
+import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,11 @@ def test_distinit_files_fit_together(path):
     assert f"./runs/DistInit/{path.stem}" == cfg.OUTPUT_DIR
     if path.stem.endswith("_finetune"):
         match = re.fullmatch(
-            r"\./runs/DistInit/(.+_pretrain)/checkpoints/checkpoint_epoch_(\d{5})\.pyth", cfg.TRAIN.CHECKPOINT_FILE_PATH
+            r"\./runs/DistInit/(.+_pretrain)/checkpoints/checkpoint_epoch_\d{5}\.pyth", cfg.TRAIN.CHECKPOINT_FILE_PATH
         )
         assert match
         before, _ = load_cfg(path.with_name(f"{match[1]}.yaml"))
-        assert int(match[2]) == before.SOLVER.MAX_EPOCH
+        assert last_checkpoint(before) == cfg.TRAIN.CHECKPOINT_FILE_PATH
         assert before.MODEL.MODEL_NAME == cfg.MODEL.MODEL_NAME
         assert before.DATA.NUM_FRAMES == cfg.DATA.NUM_FRAMES
     else:
@@ -147,6 +149,21 @@ INTERFACES = {  # Table 1: frames, frames between them, frames of the test clip;
 }
 
 
+def clips_at_a_time(cfg):
+    """What batch norm averages over; all of the batch must be shared out."""
+    parts = cfg.NUM_GPUS * cfg.RUNNER.ACCUMULATE
+    assert cfg.TRAIN.BATCH_SIZE % parts == 0
+    return cfg.TRAIN.BATCH_SIZE // parts
+
+
+def last_checkpoint(cfg):
+    """What a training leaves behind, whatever its schedule counts in."""
+    epochs = cfg.SOLVER.MAX_EPOCH
+    if cfg.RUNNER.SCHEDULE_UNIT == "step":
+        epochs /= cfg.RUNNER.CLIPS_PER_EPOCH // (cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS)
+    return f"{cfg.OUTPUT_DIR}/checkpoints/checkpoint_epoch_{math.ceil(epochs):05d}.pyth"
+
+
 def parts_of(path):
     found = re.fullmatch(
         r"(lstm|c3d|two_stream_rgb|i3d_rgb)_(kinetics|ucf101|hmdb51)(?:_(original|fixed|fullft))?_(scratch|imagenet)",
@@ -193,10 +210,9 @@ def test_quo_vadis_files_are_what_their_names_say(path):
 def test_quo_vadis_schedules(path):
     network, corpus, protocol, init = parts_of(path)
     cfg, _ = load_cfg(path)
-    per_gpu = cfg.TRAIN.BATCH_SIZE // cfg.NUM_GPUS // cfg.RUNNER.ACCUMULATE
     gpus = 64 if corpus == "kinetics" else 16
     assert gpus * (15 if network == "c3d" else 6) == cfg.TRAIN.BATCH_SIZE
-    assert per_gpu == {"c3d": 15, "two_stream_rgb": cfg.TRAIN.BATCH_SIZE // 8}.get(network, 6)
+    assert clips_at_a_time(cfg) == (15 if network == "c3d" else 6)
     assert ([0, 97_000, 108_000] if corpus == "kinetics" else [0, 3_000, 4_000]) == cfg.SOLVER.STEPS
     assert (115_000 if corpus == "kinetics" else 5_000) == cfg.SOLVER.MAX_EPOCH
     assert pytest.approx([1, 0.1, 0.01]) == cfg.SOLVER.LRS
@@ -205,10 +221,90 @@ def test_quo_vadis_schedules(path):
         assert cfg.TRAIN.CHECKPOINT_FILE_PATH == ""
         return
     before, _ = load_cfg(path.with_name(f"{network}_kinetics_{init}.yaml"))
-    epochs = before.SOLVER.MAX_EPOCH * before.TRAIN.BATCH_SIZE // before.RUNNER.CLIPS_PER_EPOCH
-    last = f"{before.OUTPUT_DIR}/checkpoints/checkpoint_epoch_{epochs:05d}.pyth"
-    assert last == cfg.TRAIN.CHECKPOINT_FILE_PATH
+    assert last_checkpoint(before) == cfg.TRAIN.CHECKPOINT_FILE_PATH
     assert before.NETWORK == cfg.NETWORK
+
+
+# ----------------------------------------------------------------------------------------------- commands in the texts
+READMES = [
+    ROOT / name for name in ("README.md", "configs/README.md", "projects/distinit/README.md", "projects/i3d/README.md")
+]
+
+
+def documented_jobs(text):
+    """Of each block of commands: (verb, configuration) of those that name a shipped file, in order."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        jobs = []
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["distinit"] or "--cfg" not in words or words[1] not in ("run", "run-splits", "probe"):
+                continue
+            file, opts = (
+                words[words.index("--cfg") + 1],
+                words[words.index("--opts") + 1 :] if "--opts" in words else [],
+            )
+            if (ROOT / file).is_file():
+                jobs.append((words[1], load_cfg(file, opts)[0]))
+        if jobs:
+            yield jobs
+
+
+def missing_checkpoints(text):
+    """Checkpoints that a command reads and that no earlier one of its block has written."""
+    for jobs in documented_jobs(text):
+        written = set()
+        for verb, cfg in jobs:
+            read = cfg.TRAIN.CHECKPOINT_FILE_PATH
+            if read and Path(read) not in written:
+                yield read
+            if verb == "run":
+                written.add(Path(last_checkpoint(cfg)))
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_documented_sequences_find_their_checkpoints(path):
+    assert list(missing_checkpoints(path.read_text(encoding="utf-8"))) == []
+
+
+def test_sequences_are_found_and_a_wrong_one_is_seen():
+    texts = [path.read_text(encoding="utf-8") for path in READMES]
+    jobs = [job for text in texts for block in documented_jobs(text) for job in block]
+    assert sum(bool(cfg.TRAIN.CHECKPOINT_FILE_PATH) for _, cfg in jobs) >= 7
+    quo_vadis = texts[-1]
+    for wrong in (quo_vadis.replace("epoch_00002", "epoch_00115"), quo_vadis.replace("MAX_EPOCH 20", "MAX_EPOCH 200")):
+        assert wrong != quo_vadis
+        assert len(list(missing_checkpoints(wrong))) == 2
+
+
+def test_recipes_of_the_quo_vadis_table_are_those_of_the_files():
+    """Each way to share a batch out gives the file's batch, parts and last checkpoint."""
+    text = (ROOT / "projects" / "i3d" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (Kinetics|UCF-101, HMDB-51) \| (\d+) \([^|\n]*?(\d+)\) \| "
+        r"(\d+) GPUs, (\d+) parts of 6 \(15\) \| (.*) \|$",
+        text,
+        flags=re.MULTILINE,
+    )
+    assert [row[0] for row in rows] == ["Kinetics", "UCF-101, HMDB-51"]
+    for corpora, batch, batch_c3d, gpus, parts, ways in rows:
+        names = ("kinetics",) if corpora == "Kinetics" else ("ucf101", "hmdb51")
+        recipes = re.findall(r"`([^`]*)`(?: \((\d+)\))?", ways)
+        assert len(recipes) == 2
+        for path in QUO_VADIS:
+            network, corpus, *_ = parts_of(path)
+            if corpus not in names:
+                continue
+            cfg, _ = load_cfg(path)
+            assert (int(gpus), int(parts)) == (cfg.NUM_GPUS, cfg.RUNNER.ACCUMULATE)
+            assert int(batch_c3d if network == "c3d" else batch) == cfg.TRAIN.BATCH_SIZE
+            for recipe, per_machine in recipes:
+                words = recipe.replace("SHARD_ID i", "SHARD_ID 0").split()
+                if network == "c3d" and per_machine:
+                    words[words.index("TRAIN.BATCH_SIZE") + 1] = per_machine
+                other, _ = load_cfg(path, words)
+                assert other.TRAIN.BATCH_SIZE * other.NUM_SHARDS == cfg.TRAIN.BATCH_SIZE
+                assert clips_at_a_time(other) == clips_at_a_time(cfg)
+                assert last_checkpoint(other) == last_checkpoint(cfg)
 
 
 @pytest.mark.parametrize("path", [path for path in QUO_VADIS if "kinetics" in path.stem], ids=lambda path: path.stem)

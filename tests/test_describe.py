@@ -1,15 +1,18 @@
 """``distinit describe``: counts, MACs, shapes, strides and receptive fields against other ways to know them."""
 
+import io
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from distinit_plugin import InputSpec, build_network, cli
-from distinit_plugin.engine.describe import describe
-from distinit_plugin.engine.receptive import UntracedError, receptive_fields
+from distinit_plugin.engine.describe import Description, LayerRow, describe
+from distinit_plugin.engine.receptive import Extent, UntracedError, receptive_fields
+from distinit_plugin.jobs.description import print_description
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import LayerInfo, ModelOutput
@@ -212,3 +215,33 @@ def test_mistakes(words, expected, capsys):
     assert error.startswith("error: ")
     assert expected in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("columns", [30, 80, 120])
+@pytest.mark.parametrize("name", sorted(name for name, _ in MODELS))
+def test_no_name_is_broken(name, columns):
+    """Each layer has its name on one line, at every width; 80 columns hold the longest shapes and fields."""
+    network = on_meta(name, frames=250, crop=224)
+    views = list(network.view_specs("test"))
+    rows = [
+        LayerRow(
+            layer,
+            (info.channels, 250 // info.temporal_stride, 224 // info.spatial_stride, 224 // info.spatial_stride),
+            info.temporal_stride,
+            info.spatial_stride,
+            dict.fromkeys(views, Extent(355, 8, True)),
+            dict.fromkeys(views, Extent(1163, 32, True)),
+        )
+        for layer, info in network.layers.items()
+    ]
+    description = Description(name, dict.fromkeys(views, (3, 250, 224, 224)), 1, 1, 1, 1, 1, 1, rows, "")
+    file = io.StringIO()
+    print_description(description, Console(file=file, width=columns))
+    table = [line for line in file.getvalue().splitlines() if line[:1] in "┏┡├└┃│"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line.startswith("│")]
+    assert [cell[0] for cell in cells if cell[0]] == list(network.layers)
+    assert [cell[1] for cell in cells if cell[1]] == ["×".join(map(str, row.shape)) for row in rows]
+    assert {cell[4].removeprefix("rgb ").removeprefix("flow ") for cell in cells} == {"355 × 1163²+"}
+    assert max(map(len, table)) <= max(columns, 80)
+    if columns == 30:  # the control: this table does not fit, and is not cut
+        assert min(map(len, table)) > columns

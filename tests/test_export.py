@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from distinit_plugin.engine.export import TOLERANCE, export_network, random_view
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.trained import read_trained
+from distinit_plugin.models import InputSpec
+from distinit_plugin.models.c3d import C3D
 from distinit_plugin.weights import load_weights
 
 
@@ -152,3 +155,79 @@ def test_mistakes(trained, tmp_path, capsys):
     with pytest.raises(UserError, match="not finite"):
         export_network(network, "pt2", {})
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ operators
+def small_c3d(size=64, kind=None):
+    """C3D on clips whose last map is not the one that it needs, with BN statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    spec = InputSpec(num_frames=4, train_crop_size=size, test_crop_size=size)
+    network = (kind or C3D)(num_classes=5, input=spec, width=8)
+    views = {"rgb": torch.randn(4, 3, 4, size, size)}
+    for module in network.modules():
+        if hasattr(module, "running_var"):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(views)
+    return network.eval()
+
+
+def test_c3d_as_onnx():
+    if not _has("onnx", "onnxscript", "onnxruntime"):
+        pytest.skip("the extra onnx is not installed")
+    import onnxruntime
+
+    network = small_c3d()
+    content, deviation = export_network(network, "onnx", {})
+    assert deviation <= TOLERANCE
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (view,) = random_views(network.view_specs("test"), 3, seed=7)
+    (logits,) = session.run(["logits"], {"rgb": view.numpy()})
+    with torch.no_grad():
+        expected = network({"rgb": view}).logits
+    close(torch.from_numpy(logits), expected)
+    assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.abs().max()  # clips differ: equality says something
+
+
+class Coarse(C3D):
+    """Has an operator that ONNX lacks."""
+
+    def forward(self, views, *, boxes=None, taps=()):
+        output = super().forward(views)
+        return output._replace(features=torch.nn.functional.adaptive_avg_pool3d(views["rgb"], (1, 4, 4)).flatten(1))
+
+
+class Fickle(C3D):
+    """What it computes depends on the values that it sees."""
+
+    def forward(self, views, *, boxes=None, taps=()):
+        output = super().forward(views)
+        return output if views["rgb"].mean() > 0 else output._replace(features=-output.features)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fmt", "expected"),
+    [
+        (
+            Coarse,
+            "onnx",
+            r"MINE cannot be exported as ONNX: ONNX has no counterpart of its operator aten\._?adaptive_avg_pool3d\. "
+            r"Export \.pt2 \(torch\.export\) or \.safetensors instead\.",
+        ),
+        (
+            Fickle,
+            "pt2",
+            r"MINE cannot be exported by torch\.export: .*data-dependent.*\. Export \.safetensors instead\.",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence(kind, fmt, expected, capfd):
+    if fmt == "onnx" and not _has("onnx", "onnxscript", "onnxruntime"):
+        pytest.skip("the extra onnx is not installed")
+    with pytest.raises(UserError) as caught:
+        export_network(small_c3d(32, kind), fmt, {"network": "MINE"})
+    assert re.fullmatch(expected, str(caught.value))
+    assert str(caught.value).isprintable()  # no escape codes, one line
+    assert capfd.readouterr().err == ""
+    if kind is Coarse:  # torch.export can, as the sentence says
+        assert export_network(small_c3d(32, kind), "pt2", {})[1] <= TOLERANCE

@@ -11,11 +11,16 @@ from videos import write_video
 
 from distinit_plugin import cli
 from distinit_plugin.engine.checkpoint import load_checkpoint
+from distinit_plugin.engine.evaluate import evaluation_mode
 from distinit_plugin.engine.fixed import FeatureClassifier
+from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.prediction import predict
 from distinit_plugin.jobs.probing import probe
 from distinit_plugin.jobs.running import run
+from distinit_plugin.losses import build_loss
+from distinit_plugin.models import InputSpec, build_network
+from distinit_plugin.objectives import Objective, Term
 from distinit_plugin.types import ModelOutput
 
 SIDE = 32
@@ -95,6 +100,40 @@ def test_fast_and_slow_path_are_the_same(exact_videos, pretrained, tmp_path, cap
     assert one["fc.weight"].std() > 0.015  # it was N(0, 0.01²)
     assert json.loads((tmp_path / "fast" / "probe.json").read_text())["fixed_top1"] == metrics["top1"]
     assert cli.main(["ensemble", str(tmp_path / "slow"), str(tmp_path / "fast" / "fixed")]) == 0
+
+
+def test_paths_of_a_recurrent_network_take_the_same_step():
+    """With a frozen trunk the classifier's loss is that of the last output, which the test reads, on both paths."""
+    torch.manual_seed(0)
+    clip = InputSpec(num_frames=4, train_crop_size=32, test_crop_size=32)
+    network = build_network("ConvLSTM", num_classes=3, input=clip, width=8)
+    views, labels = {"rgb": torch.randn(4, 3, 4, 32, 32)}, {"label": torch.tensor([0, 1, 2, 0])}
+    network.train()(views)
+    network.requires_grad_(False)
+    network.fc.requires_grad_(True)
+    statistics = {key: value.clone() for key, value in network.state_dict().items()}
+    term = Term("action", "logits", build_loss("cross_entropy"))
+
+    def gradient(student, seen):
+        views = {f"student/{name}": view for name, view in seen.items()}
+        loss = Objective(student, [term], {}, {})(views, labels).loss
+        return torch.autograd.grad(loss, student.fc.weight)[0]
+
+    set_train_mode(network, frozen_trunk=True)
+    slow = gradient(network, views)
+    assert differing(statistics, network.state_dict()) == []
+    features = evaluated(network, views).features
+    fast = gradient(FeatureClassifier(network, 0.0, views), {"features": features})
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-8)
+    assert slow.abs().max() > 1e-4
+    network.lstm.train()  # the control: the loss at all steps is another one
+    assert (gradient(network, views) - slow).abs().max() > 1e-2 * slow.abs().max()
+    assert network(views).logits_over_time.shape == (4, 3, 4)
+
+
+def evaluated(network, views):
+    with evaluation_mode(network), torch.no_grad():
+        return network(views)
 
 
 def test_another_seed_is_another_result(exact_videos, pretrained, tmp_path):

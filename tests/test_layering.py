@@ -143,6 +143,24 @@ def test_config_and_command_line_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def imported_at_start(tree):
+    """Libraries that a module imports whenever it is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+
+
+def test_no_process_waits_for_what_only_pictures_need():
+    """Every rank imports the jobs, and matplotlib takes half a second: it is imported where something is drawn."""
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
+    assert [path.name for path, tree in trees.items() if "matplotlib" in imported_at_start(tree)] == []
+    drawing = [node for node in ast.walk(trees[PACKAGE / "engine" / "curves.py"]) if isinstance(node, ast.ImportFrom)]
+    assert any(node.module.startswith("matplotlib") for node in drawing)  # it is drawn somewhere
+    assert "matplotlib" in imported_at_start(ast.parse("from matplotlib.axes import Axes"))  # the control
+
+
 def test_no_file_is_too_long():
     folders = [PACKAGE, ROOT / "tools"]
     lengths = {path: len(path.read_text("utf-8").splitlines()) for folder in folders for path in folder.rglob("*.py")}

@@ -15,13 +15,14 @@ from small_jobs import (
     differing,
     json_stats,
     labelled,
+    merged,
     small_cfg,
     state_of,
     weights_of,
     write_teacher,
 )
 
-from distinit_plugin import build
+from distinit_plugin import build, cli
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs import probing
 from distinit_plugin.jobs.prediction import predict
@@ -194,23 +195,25 @@ def _write_ucf_lists(folder: Path) -> None:
         )
 
 
-def test_three_splits_and_their_mean(videos, pretrained, tmp_path, capsys):
+def _splits_cfg(videos, pretrained, tmp_path, **sections):
     _write_ucf_lists(tmp_path / "lists")
-    output = tmp_path / "run"
     node = {
         "FORMAT": "ucf101",
         "PATH": str(tmp_path / "lists"),
         "ROOT": str(videos / "train"),
         "LABELED": True,
     }
-    cfg = small_cfg(
-        videos,
-        output,
-        ACTION={"LOSS_WEIGHT": 1.0},
-        CORPUS={"TRAIN": {"VIDEOS": node}, "TEST": {"UCF": node}},
-        TRAIN={"CHECKPOINT_FILE_PATH": str(checkpoint(pretrained, 2))},
-        TEST={"ENABLE": True},
-    )
+    base = {
+        "ACTION": {"LOSS_WEIGHT": 1.0},
+        "CORPUS": {"TRAIN": {"VIDEOS": node}, "TEST": {"UCF": node}},
+        "TRAIN": {"CHECKPOINT_FILE_PATH": str(checkpoint(pretrained, 2))},
+        "TEST": {"ENABLE": True},
+    }
+    return small_cfg(videos, tmp_path / "run", **merged(base, sections))
+
+
+def test_three_splits_and_their_mean(videos, pretrained, tmp_path, capsys):
+    output, cfg = tmp_path / "run", _splits_cfg(videos, pretrained, tmp_path)
     results = run_splits(cfg)
     assert {name: len(values) for name, values in results.items()} == {"clip_top1": 3, "top1": 3, "top5": 3}
     tested = []
@@ -223,6 +226,23 @@ def test_three_splits_and_their_mean(videos, pretrained, tmp_path, capsys):
     assert tested == [{f"video{n}.mp4" for n in pair} for pair in ((0, 1), (2, 3), (4, 5))]
     assert json.loads((output / "splits.json").read_text())["splits"] == [1, 2, 3]
     assert "±" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_splits_trains_nothing(videos, pretrained, tmp_path, capsys):
+    cfg = _splits_cfg(videos, pretrained, tmp_path)
+    file = tmp_path / "job.yaml"
+    file.write_text(cfg.dump())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert cli.main(["run-splits", "--dry-run", "--splits", "1", "3", "--cfg", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("split ")] == ["split 1", "split 3"]
+    assert printed.count("GMAC") == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    (tmp_path / "lists" / "testlist03.txt").write_text("dark/absent.mp4\n")
+    assert cli.main(["run-splits", "--dry-run", "--cfg", str(file)]) == 1
+    captured = capsys.readouterr()
+    assert "GMAC" not in captured.out  # all splits are looked at before the first is measured
+    assert "absent.mp4" in captured.err
 
 
 def test_splits_of_a_folder_are_refused(videos, tmp_path):

@@ -54,6 +54,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     )
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--dry-run``."""
+    parser.add_argument("--dry-run", action="store_true", help="print shapes, cost and expected duration, then stop")
+
+
+def dry_run_words(arguments: argparse.Namespace) -> list[str]:
+    """The ``KEY VALUE`` words that ``--dry-run`` stands for."""
+    return ["RUNNER.DRY_RUN", "True"] if arguments.dry_run else []
+
+
 def load_from_arguments(
     arguments: argparse.Namespace, extra: list[str] | None = None, *, whole_job: bool = True
 ) -> CfgNode:

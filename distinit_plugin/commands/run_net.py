@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from distinit_plugin.commands.common import add_config_arguments, load_from_arguments
+from distinit_plugin.commands.common import add_config_arguments, add_dry_run, dry_run_words, load_from_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("--dry-run", action="store_true", help="print shapes, cost and expected duration, then stop")
+    add_dry_run(parser)
     parser.add_argument("--num_shards", type=int, help="machines in the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", type=int, help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", help="where they meet: tcp://ADDRESS:PORT of machine 0 (RUNNER.INIT_METHOD)")
@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the job of the YAML file."""
-    extra: list[str] = []
-    if arguments.dry_run:
-        extra += ["RUNNER.DRY_RUN", "True"]
+    extra = dry_run_words(arguments)
     flags = {"NUM_SHARDS": "num_shards", "SHARD_ID": "shard_id", "RUNNER.INIT_METHOD": "init_method"}
     for key, flag in flags.items():
         if getattr(arguments, flag) is not None:

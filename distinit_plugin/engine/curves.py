@@ -7,17 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
 from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = dict[float, float]
 """Epoch (fractions between epochs) → value. A later line for the same moment replaces the earlier (resumed runs)."""
@@ -101,6 +99,9 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
     Raises:
         UserError: A run has no curves, or ``output`` cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, which no other process has to wait
+    from matplotlib.figure import Figure
+
     curves = {name: read_curves(folder) for name, folder in runs.items()}
     panels = [("training loss", "train_loss")]
     if any(run.val_loss for run in curves.values()):
@@ -124,6 +125,8 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
 
 
 def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for place, (name, curve) in enumerate(curves.items()):
         moments = sorted(curve)
         # A legend needs an entry for every run, also in a panel for which the run has no points.

@@ -87,10 +87,10 @@ class Description:
 
     @property
     def table(self) -> Table:
-        """The layers."""
+        """The layers; 80 columns hold it, and nothing in it may be broken."""
         table = Table()
-        for title in ("layer", "output C×T×H×W", "stride T", "stride HW", "receptive field"):
-            table.add_column(title, justify="left" if title == "layer" else "right", overflow="fold")
+        for title in ("layer", "output\nC×T×H×W", "stride\nT", "stride\nHW", "receptive\nfield"):
+            table.add_column(title, justify="left" if title == "layer" else "right", no_wrap=True)
         for row in self.layers:
             strides = (str(row.temporal_stride), str(row.spatial_stride))
             table.add_row(row.name, _times(row.shape), *strides, self._field(row))
@@ -108,7 +108,7 @@ class Description:
         return "\n".join(notes)
 
     def _field(self, row: LayerRow) -> str:
-        """``23 × 75²`` (frames × pixels), per view where there are several."""
+        """``23 × 75²`` (frames × pixels), a line for each view where there are several."""
         parts = []
         for view in row.frames:
             frames, pixels = row.frames[view], row.pixels[view]
@@ -116,7 +116,7 @@ class Description:
                 continue
             size = f"{_size(frames)} × {_size(pixels)}²{'+' if frames.everything or pixels.everything else ''}"
             parts.append(size if len(self.views) == 1 else f"{view} {size}")
-        return ", ".join(parts) or "–"
+        return "\n".join(parts) or "–"
 
 
 def _times(shape: tuple[int, ...]) -> str:

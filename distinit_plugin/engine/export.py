@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -59,7 +62,7 @@ def export_network(network: Network, fmt: str, metadata: Mapping[str, str]) -> t
     Args:
         network: On the CPU, in fp32.
         fmt: One of ``FORMATS``.
-        metadata: Words that travel along.
+        metadata: Words that travel along; ``network`` is what it is called.
 
     Returns:
         The bytes, and the largest difference of any output, as a part of the largest value.
@@ -69,16 +72,19 @@ def export_network(network: Network, fmt: str, metadata: Mapping[str, str]) -> t
     """
     bare = Bare(network)
     specs = network.view_specs("test")
+    name = metadata.get("network", type(network).__name__)
     with evaluation_mode(bare), torch.inference_mode(False), torch.no_grad():
         if fmt == "safetensors":
             content = _safetensors(network, metadata)
             found = _from_safetensors(network, content, specs)
         elif fmt == "pt2":
-            content = _pt2(bare, specs, metadata)
-            found = torch.export.load(io.BytesIO(content)).module()(*random_views(specs, OTHER_BATCH))
+            with _explained(name, "by torch.export", "Export .safetensors instead."):
+                content = _pt2(bare, specs, metadata)
+                found = torch.export.load(io.BytesIO(content)).module()(*random_views(specs, OTHER_BATCH))
         else:
-            content = _onnx(bare, specs, metadata)
-            found = _run_onnx(content, bare, specs)
+            with _explained(name, "as ONNX", "Export .pt2 (torch.export) or .safetensors instead."):
+                content = _onnx(bare, specs, metadata)
+                found = _run_onnx(content, bare, specs)
         expected = bare(*random_views(specs, OTHER_BATCH))
     deviation = _deviation(expected, found)
     if not deviation <= TOLERANCE:
@@ -132,42 +138,66 @@ def _from_safetensors(network: Network, content: bytes, specs: Mapping[str, View
             target[key].copy_(value)
 
 
-def _traced(bare: Bare, specs: Mapping[str, ViewSpec], fmt: str) -> torch.export.ExportedProgram:
+@contextmanager
+def _explained(name: str, way: str, instead: str) -> Iterator[None]:
+    """Whatever the libraries raise becomes one sentence, and what they print beside it is dropped."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # torch.export, torch.onnx and onnxruntime raise many kinds
+        raise UserError(f"{name} cannot be exported {way}: {_reason(error)}. {instead}") from error
+    finally:
+        logging.disable(disabled)
+
+
+def _reason(error: BaseException) -> str:
+    """What stood at the beginning of a chain of errors, with the operator that it is about, where it names one."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    text = _CONTROL.sub("", str(error))
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    operator = _OPERATOR.search(text)
+    if operator is None:
+        return line[:200].rstrip(".")
+    if "No ONNX function found" in text:
+        return f"ONNX has no counterpart of its operator {operator[0]}"
+    return f"its operator {operator[0]} cannot be translated ({line[:200].rstrip('.')})"
+
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+"""Colours of a terminal, and other characters that would steer it."""
+
+_OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|quantized)(?:\.|::)\w+")
+
+
+def _traced(bare: Bare, specs: Mapping[str, ViewSpec]) -> torch.export.ExportedProgram:
     views = random_views(specs, TRACED_BATCH, seed=1)
     batch = torch.export.Dim("batch")
     shapes = (tuple({0: batch} for _ in views),)  # of the one *views argument
-    try:
-        return torch.export.export(bare, views, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises many kinds
-        raise UserError(_refused(fmt, error)) from error
-
-
-def _refused(fmt: str, error: Exception) -> str:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"this network cannot be exported as {fmt} ({reason.strip()[:200]}). Export safetensors."
+    return torch.export.export(bare, views, dynamic_shapes=shapes, strict=False)
 
 
 def _pt2(bare: Bare, specs: Mapping[str, ViewSpec], metadata: Mapping[str, str]) -> bytes:
-    program = _traced(bare, specs, "pt2")
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={f"distinit_{key}": value for key, value in metadata.items()})
+    extra_files = {f"distinit_{key}": value for key, value in metadata.items()}
+    torch.export.save(_traced(bare, specs), buffer, extra_files=extra_files)
     return buffer.getvalue()
 
 
 def _onnx(bare: Bare, specs: Mapping[str, ViewSpec], metadata: Mapping[str, str]) -> bytes:
     import_onnx()
-    program = _traced(bare, specs, "onnx")
-    try:
-        exported: Any = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=list(specs),
-            output_names=list(bare(*random_views(specs, 1))),
-            verbose=False,
-        )
-        model = exported.model_proto
-    except Exception as error:
-        raise UserError(_refused("onnx", error)) from error
+    exported: Any = torch.onnx.export(
+        _traced(bare, specs),
+        dynamo=True,
+        input_names=list(specs),
+        output_names=list(bare(*random_views(specs, 1))),
+        verbose=False,
+    )
+    model = exported.model_proto
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value

@@ -14,6 +14,9 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine.describe import Description, describe
 from distinit_plugin.files import write_text
 
+WIDEST = 1000
+"""Columns of the terminal, more than any table takes."""
+
 
 def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Console | None = None) -> Description:
     """Print the student of a configuration; no weights are read and no arithmetic is done.
@@ -35,9 +38,17 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
     description = describe(cfg.MODEL.MODEL_NAME, network)
     if json_file is not None:
         write_text(json_file, json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n")
-    console = console or Console()
+    print_description(description, console or Console())
+    return description
+
+
+def print_description(description: Description, console: Console) -> None:
+    """The text, the table, the notes; a screen that is narrower than the table breaks lines, but nothing is cut."""
+    table = description.table
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    if needed > console.width:
+        table.width = needed
     console.print(description.text, highlight=False, soft_wrap=True)
-    console.print(description.table)
+    console.print(table, crop=False)
     if description.notes:
         console.print(description.notes, highlight=False, soft_wrap=True)
-    return description

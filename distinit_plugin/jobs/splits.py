@@ -25,11 +25,13 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
     """Run one configuration on several splits, in ``OUTPUT_DIR/split_N`` each, and print one table.
 
     Args:
-        cfg: A configuration whose corpora have the format ucf101 or hmdb51, with a test.
+        cfg: A configuration whose corpora have the format ucf101 or hmdb51, with a test. With RUNNER.DRY_RUN every
+            split is checked and measured as ``run`` does, and nothing is trained or written.
         splits: Which.
 
     Returns:
         ``clip_top1``, ``top1`` and ``top5`` (fractions), one value per split; also in ``OUTPUT_DIR/splits.json``.
+        Nothing for a dry run.
 
     Raises:
         UserError: The corpora have no splits, or a run has no test.
@@ -40,10 +42,10 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
             f"CORPUS: only ucf101 and hmdb51 have splits; the corpora here have the formats "
             f"{', '.join(sorted(formats)) or 'none'}. Use distinit run for them."
         )
-    if cfg.RUNNER.DRY_RUN or not cfg.TEST.ENABLE or distributed.started_by_torchrun():
+    if not cfg.TEST.ENABLE or distributed.started_by_torchrun():
         raise UserError(
-            "Averaging over splits needs tests in one process: set TEST.ENABLE True and RUNNER.DRY_RUN False, and "
-            "start it without torchrun (distinit run does one split of a dry or distributed run)."
+            "Averaging over splits needs tests in one process: set TEST.ENABLE True, and start it without torchrun "
+            "(distinit run does one split of a distributed run)."
         )
     parts = {split: _part(cfg, split) for split in splits}
     problems = Problems()
@@ -51,6 +53,11 @@ def run_splits(cfg: CfgNode, splits: Sequence[int] = (1, 2, 3)) -> dict[str, lis
         with problems.collect():
             check_job(part, Corpora(part))
     Problems(dict.fromkeys(problems)).raise_if_any()
+    if cfg.RUNNER.DRY_RUN:
+        for split, part in parts.items():
+            Console().print(f"split {split}", style="bold", highlight=False)
+            run(part)
+        return {}
     results: dict[str, list[float]] = {name: [] for name in COLUMNS}
     rows = []
     for split, part in parts.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
@@ -112,9 +113,15 @@ class C3D(ClassifiedNetwork):
             if name[:5] != following[:5]:
                 space = 1 if name == "conv5b" else 0
                 x = functional.max_pool3d(x, _window(x, space), 2, (0, space, space), ceil_mode=True)
-        x = functional.adaptive_avg_pool3d(x, FIXED_MAP).flatten(1)
-        features = self.fc7(self.fc6(x))
+        features = self.fc7(self.fc6(self.fixed_map(x)))
         return ModelOutput(self.classify(features), features, kept)
+
+    @staticmethod
+    def fixed_map(x: Tensor) -> Tensor:
+        """(B,D,T,H,W) → (B,16·D): averaged (or repeated) to the map that the fully connected layers take."""
+        for dim, size in zip((2, 3, 4), FIXED_MAP, strict=True):
+            x = _averages(x, dim, size)
+        return x.flatten(1)
 
 
 def _fully_connected(in_features: int, out_features: int) -> nn.Sequential:
@@ -126,6 +133,18 @@ def _window(x: Tensor, space: int) -> tuple[int, int, int]:
     """2×2×2, or what is left of it on a map of one frame or pixel."""
     frames, height, width = x.shape[2:]
     return min(2, frames), min(2, height + 2 * space), min(2, width + 2 * space)
+
+
+def _averages(x: Tensor, dim: int, size: int) -> Tensor:
+    """Adaptive average pooling of one axis to ``size``: window i is from ⌊i·L/size⌋ to ⌈(i+1)·L/size⌉ of its length L.
+
+    ``adaptive_avg_pool3d`` is that along all axes; but ONNX has no such operator, and it has slices and means.
+    """
+    length = x.shape[dim]
+    if length == size:
+        return x
+    bounds = [(place * length // size, -(-(place + 1) * length // size)) for place in range(size)]
+    return torch.cat([x.narrow(dim, start, end - start).mean(dim, keepdim=True) for start, end in bounds], dim)
 
 
 def check_several_clips(network: nn.Module, view: Tensor, training: bool) -> None:

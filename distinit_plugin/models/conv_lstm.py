@@ -108,9 +108,12 @@ class NormalizedLSTM(nn.Module):
 class ConvLSTM(ClassifiedNetwork):
     """Inception-v1 → global average of each frame → LSTM of 512 units → ``fc`` at each step.
 
-    Logits and features are those of the last step. In training ``logits_over_time`` has the logits of all steps, so
-    that losses on the network's own logits act at each of them. In the paper a clip is 25 frames, one in five at 25
-    frames per second, and 50 in the test.
+    Logits and features are those of the last step. While the LSTM trains ``logits_over_time`` has the logits of all
+    steps, so that losses on the network's own logits act at each of them (§2.1: cross-entropy at all time steps, the
+    output on the last frame in the test). Under a frozen LSTM the classifier trains on the features that the test will
+    read, those of the last step: in the paper's *Fixed* protocol a frozen network gives the features of a video and a
+    softmax classifier is trained on them. In the paper a clip is 25 frames, one in five at 25 frames per second, and 50
+    in the test.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class ConvLSTM(ClassifiedNetwork):
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
-        """TF-slim's end-points of the trunk; the maps of all frames."""
+        """TF-slim's end-points of the trunk (or the papers' shorthand); the maps of all frames."""
         return self.trunk.layers
 
     @property
@@ -177,7 +180,8 @@ class ConvLSTM(ClassifiedNetwork):
         pooled = feature_map.to(self.lstm.bias.dtype).mean(dim=(3, 4))
         states = self.lstm(pooled.transpose(1, 2))
         features = states[:, -1]
-        logits = self.classify(states if self.training else features)
-        if logits is None or not self.training:
+        at_all_steps = self.lstm.training
+        logits = self.classify(states if at_all_steps else features)
+        if logits is None or not at_all_steps:
             return ModelOutput(logits, features, kept)
         return ModelOutput(logits[:, -1], features, kept, logits.transpose(1, 2))

@@ -6,11 +6,12 @@ branch as in TF-slim's ``nets/inception_v1.py``; names and pools over time as in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from distinit_plugin.models.folding import Triple
 from distinit_plugin.models.network import InputSpec
+from distinit_plugin.types import LayerInfo
 
 Padding = Literal["same", "symmetric"]
 """TensorFlow's, or the same on both sides."""
@@ -63,6 +64,43 @@ def shorthand(end_point: str) -> str:
 
 END_POINTS = tuple(sorted((*STEM_CONVS, *POOLS, *MIXED), key=shorthand))
 """TF-slim's names, from the input on."""
+
+SLIM_NAMES: Mapping[str, str] = {shorthand(name): name for name in END_POINTS}
+"""The papers' names → TF-slim's."""
+
+
+class EndPoints(Mapping[str, LayerInfo]):
+    """Layers by the network's own names; the papers' shorthand and TF-slim's names of end-points find them, too.
+
+    Own names may begin with a stream (``flow.Mixed_4f``); the other names begin with it then (``flow.4F``). A layer
+    that is no end-point has its own name alone.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerInfo]) -> None:
+        """Own names → geometry, in order."""
+        self._infos = dict(layers)
+        self._others: dict[str, str] = {}
+        for name in self._infos:
+            stream, dot, end_point = name.rpartition(".")
+            short = shorthand(end_point) if "_" in end_point else ""
+            if short in SLIM_NAMES:
+                self._others |= {f"{stream}{dot}{other}": name for other in (short, SLIM_NAMES[short])}
+
+    def own_name(self, name: str) -> str:
+        """The name that the network's module has; raises ``KeyError``."""
+        return name if name in self._infos else self._others[name]
+
+    def __getitem__(self, name: str) -> LayerInfo:
+        """The geometry under any of the names."""
+        return self._infos[self.own_name(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        """The own names."""
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self._infos)
 
 
 def scaled(channels: int, width: int) -> int:

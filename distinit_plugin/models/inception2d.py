@@ -8,14 +8,23 @@ with ``padding="symmetric"`` and ``affine_norm``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import get_args
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from distinit_plugin.models.inception import END_POINTS, MIXED, POOLS, STEM_CONVS, MixedChannels, Padding, scaled
+from distinit_plugin.models.inception import (
+    END_POINTS,
+    MIXED,
+    POOLS,
+    STEM_CONVS,
+    EndPoints,
+    MixedChannels,
+    Padding,
+    scaled,
+)
 from distinit_plugin.models.network import check_choice
 from distinit_plugin.models.padding import same_padding
 from distinit_plugin.models.residual import check_width
@@ -95,7 +104,7 @@ class InceptionTrunk2D(nn.Module):
     """From images, frames or stacks of flow to the map before the last average pool: 1024 channels at 1/32.
 
     Attributes:
-        layers: TF-slim's end-points, in order.
+        layers: TF-slim's end-points, in order; the papers' shorthand finds them, too.
         out_channels: Channels of the last one.
     """
 
@@ -132,7 +141,7 @@ class InceptionTrunk2D(nn.Module):
                 self.add_module(name, Unit(channels, out, int(name[-1]), step, chosen, affine_norm))
                 channels, stride = out, stride * step
             layers[name] = LayerInfo(channels, 1, stride)
-        self.layers: Mapping[str, LayerInfo] = layers
+        self.layers = EndPoints(layers)
         self.out_channels = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -149,16 +158,18 @@ class InceptionTrunk2D(nn.Module):
 
         Args:
             clip: (B,C,T,H,W).
-            taps: Names in :attr:`layers`.
+            taps: Names in :attr:`layers`, of either kind.
 
         Returns:
-            The last map (B,1024,T,H/32,W/32) and the tapped ones, of the same kind.
+            The last map (B,1024,T,H/32,W/32) and the tapped ones, of the same kind, under the names that were given.
         """
+        own = {tap: self.layers.own_name(tap) for tap in taps}
+        wanted = set(own.values())
         batch_and_time = (clip.shape[0], clip.shape[2])
         kept: dict[str, Tensor] = {}
         x = clip.transpose(1, 2).flatten(0, 1)
         for name in END_POINTS:
             x = self.get_submodule(name)(x)
-            if name in taps:
+            if name in wanted:
                 kept[name] = x.unflatten(0, batch_and_time).transpose(1, 2)
-        return x.unflatten(0, batch_and_time).transpose(1, 2), kept
+        return x.unflatten(0, batch_and_time).transpose(1, 2), {tap: kept[name] for tap, name in own.items()}

@@ -7,7 +7,7 @@ https://github.com/google-deepmind/kinetics-i3d; S. Xie et al., "Rethinking Spat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -23,6 +23,7 @@ from distinit_plugin.models.inception import (
     MIXED,
     POOLS,
     STEM_CONVS,
+    EndPoints,
     MixedChannels,
     Padding,
     scaled,
@@ -61,33 +62,6 @@ def starts_from(key: str, name: str) -> frozenset[str]:
     short = [shorthand(start) for start in STARTS]
     hint = near_matches(name, [*short, *STARTS, NOWHERE])
     raise UserError(f"{key} is {name!r}.{hint} Allowed: {', '.join(short)} (or TF-slim's names), {NOWHERE}.")
-
-
-class EndPoints(Mapping[str, LayerInfo]):
-    """End-points by the network's own names; the papers' shorthand and TF-slim's names find them too."""
-
-    def __init__(self, end_points: Mapping[str, LayerInfo]) -> None:
-        """Own names → geometry, in order."""
-        self._infos = dict(end_points)
-        self._names = {shorthand(name): name for name in self._infos}
-
-    def own_name(self, name: str) -> str:
-        """The name that the network's module has; raises ``KeyError``."""
-        if name in self._infos:
-            return name
-        return self._names[shorthand(name) if name in END_POINTS else name]
-
-    def __getitem__(self, name: str) -> LayerInfo:
-        """The geometry under any of the names."""
-        return self._infos[self.own_name(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        """The own names."""
-        return iter(self._infos)
-
-    def __len__(self) -> int:
-        """Number of end-points."""
-        return len(self._infos)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.inception import padding_gaps, scaled
+from distinit_plugin.models.inception import EndPoints, padding_gaps, scaled
 from distinit_plugin.models.inception2d import BATCH_NORM_EPS, InceptionTrunk2D
 from distinit_plugin.models.network import ClassifiedNetwork, InputSpec, VideoNetwork, global_average
 from distinit_plugin.registry import MODELS
@@ -37,7 +37,7 @@ class TwoStreamNetwork(VideoNetwork):
     """Two trunks and their views: each frame of ``rgb`` (B,3,T,H,W) has its stack in ``flow`` (B,20,T,H,W).
 
     A stack is ten consecutive frames of flow from its RGB frame on; see ``ViewSpec.stack`` for its channels. Layers are
-    the end-points of both trunks, ``rgb.Mixed_4f`` and ``flow.Mixed_4f``.
+    the end-points of both trunks, ``rgb.Mixed_4f`` and ``flow.Mixed_4f`` (or ``flow.4F``).
     """
 
     def __init__(self, input: InputSpec, *, width: int, padding: str, affine_norm: bool) -> None:
@@ -70,7 +70,9 @@ class TwoStreamNetwork(VideoNetwork):
     def layers(self) -> Mapping[str, LayerInfo]:
         """The end-points of both trunks."""
         trunks = {"rgb": self.rgb, "flow": self.flow}
-        return {f"{stream}.{name}": info for stream, trunk in trunks.items() for name, info in trunk.layers.items()}
+        return EndPoints(
+            {f"{stream}.{name}": info for stream, trunk in trunks.items() for name, info in trunk.layers.items()}
+        )
 
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
         """``rgb``: the clip; ``flow``: a stack for each of its frames."""
@@ -209,7 +211,7 @@ class Fused3D(TwoStreamNetwork, ClassifiedNetwork):
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
         """The end-points of both trunks and ``fusion``."""
-        return {**super().layers, "fusion": LayerInfo(self.feature_dim, 1, 32)}
+        return EndPoints({**super().layers, "fusion": LayerInfo(self.feature_dim, 1, 32)})
 
     @property
     def feature_dim(self) -> int:

@@ -166,8 +166,8 @@ def _pretrained_timm(arch: str, view: ViewSpec, num_classes: int, layer: str) ->
 def _check_layer(network: Network, arch: str, layer: str) -> None:
     if layer == LOGITS and isinstance(network, SegmentationNetwork | DetectionBackbone):
         raise UserError(f"teacher {arch} has a map for every location and no logits. Set LAYER to feature_map.")
-    known = [LOGITS, FEATURES, *network.layers] if layer not in (LOGITS, FEATURES) else [layer]
-    if layer not in known:
+    if layer not in (LOGITS, FEATURES) and layer not in network.layers:
+        known = [LOGITS, FEATURES, *network.layers]
         raise UserError(f"teacher {arch}: LAYER is '{layer}'.{near_matches(layer, known)} Known: {', '.join(known)}.")
 
 

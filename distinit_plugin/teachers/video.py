@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.models.inception import EndPoints
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.teachers.image import FEATURE_MAP
 from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
@@ -33,9 +34,9 @@ class NetworkTeacher(nn.Module):
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
-        """The network's layers and ``feature_map``."""
-        layers = dict(self.inner.layers)
-        return layers | {FEATURE_MAP: layers[self._last]} if layers else {}
+        """The network's layers, under all their names, and ``feature_map``."""
+        layers = self.inner.layers
+        return EndPoints({**layers, FEATURE_MAP: layers[self._last]}) if layers else {}
 
     @property
     def _last(self) -> str:
