@@ -64,6 +64,18 @@ def dry_run_words(arguments: argparse.Namespace) -> list[str]:
     return ["RUNNER.DRY_RUN", "True"] if arguments.dry_run else []
 
 
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--opts`` of the verbs that read one file with its network."""
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="what the network is fed (DATA.NUM_FRAMES 64 DATA.TEST_CROP_SIZE 224), last on the line; default: what "
+        "the file says, which converted weights do in part",
+    )
+
+
 def load_from_arguments(
     arguments: argparse.Namespace, extra: list[str] | None = None, *, whole_job: bool = True
 ) -> CfgNode:

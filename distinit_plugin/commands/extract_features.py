@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from distinit_plugin.commands.common import seconds, whole
+from distinit_plugin.commands.common import add_input_arguments, seconds, whole
 from distinit_plugin.errors import UserError
 
 
@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", default="", metavar="FILE", help="file with one path per line, from its own folder on"
     )
-    parser.add_argument("--checkpoint", required=True, help="of distinit run (it holds its own configuration)")
+    parser.add_argument(
+        "--checkpoint", required=True, help="of distinit run or distinit convert-weights (it says what its network is)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the files")
     spacing = parser.add_mutually_exclusive_group()
     spacing.add_argument(
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, default=300.0, help="seconds that a file may take to be indexed or give a frame"
     )
+    add_input_arguments(parser)
 
 
 def _rate(word: str) -> float:
@@ -68,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         fmt=arguments.format,
         batch_size=arguments.batch_size,
         timeout=arguments.timeout,
+        opts=arguments.opts,
     )
     print(f"{len(result.done)} videos done, {len(result.skipped)} were there: {arguments.output}")
     for path, reason in result.bad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from distinit_plugin.jobs.trained import Trained, read_trained
 from distinit_plugin.version import __version__
 
 
-def export(checkpoint: str, output: Path) -> float:
+def export(checkpoint: str, output: Path, opts: Sequence[str] = ()) -> float:
     """Write the student of a checkpoint; the ending of the file says how.
 
     Args:
-        checkpoint: Of this program.
+        checkpoint: Of this program, a converted file included.
         output: ``….safetensors``, ``….pt2`` or ``….onnx``; what was there is replaced when the new file agrees.
+        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead of what the checkpoint says.
 
     Returns:
         How far what was written is from the network, as a part of the largest output.
@@ -36,7 +38,7 @@ def export(checkpoint: str, output: Path) -> float:
             f"{output}: the ending says the format, and '{output.suffix}' is none. Allowed: "
             f"{', '.join('.' + name for name in FORMATS)}."
         )
-    trained = read_trained(checkpoint)
+    trained = read_trained(checkpoint, opts)
     network = trained.network()
     content, deviation = export_network(network, fmt, metadata(trained))
     write_file(output, lambda file: file.write(content))
@@ -53,6 +55,6 @@ def metadata(trained: Trained) -> dict[str, str]:
             {"RESNET.DEPTH": cfg.RESNET.DEPTH, **{f"NETWORK.{k}": v for k, v in cfg.NETWORK.items()}}
         ),
         "input": json.dumps(asdict(input_spec(cfg))),
-        "num_classes": str(cfg.MODEL.NUM_CLASSES if trained.has_classifier else 0),
+        "num_classes": str(trained.num_classes),
         "classes": json.dumps(trained.class_names, ensure_ascii=False),
     }

@@ -63,13 +63,15 @@ def extract(
     fmt: str = "npy",
     batch_size: int = 0,
     timeout: float = 300.0,
+    opts: Sequence[str] = (),
     console: Console | None = None,
 ) -> Extraction:
     """Run a trained network over whole videos.
 
     Args:
         paths: Video files, or folders of frames.
-        checkpoint: Of this program; it says how videos are to be seen: frames, rate, crop as in its test.
+        checkpoint: Of this program; it says how videos are to be seen: frames, rate, crop as in its test. A converted
+            file says it in part.
         output: Folder of the files; those that are there are not made again.
         spacing: How far apart windows are.
         layers: ``features``, ``logits``, or layers (averaged over space and time); empty: features, and logits where
@@ -77,6 +79,7 @@ def extract(
         fmt: ``npy`` or ``parquet``.
         batch_size: Windows per forward pass; 0: TEST.BATCH_SIZE of the checkpoint.
         timeout: Seconds that a file may take to be indexed, and to give the next frame.
+        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead.
         console: Where to print; the standard output when ``None``.
 
     Raises:
@@ -85,9 +88,9 @@ def extract(
     """
     if fmt == "parquet":
         import_parquet()
-    trained = read_trained(checkpoint)
+    trained = read_trained(checkpoint, opts)
     with open_session(trained.cfg, log_to_folder=False, console=console) as session:
-        network = trained.network()
+        network = trained.network_for_videos()
         names = _check_layers(trained, network, layers)
         specs = dict(network.view_specs("test"))
         _check_views(checkpoint, network)
@@ -171,7 +174,7 @@ def _check_layers(trained: Trained, network: Network, layers: Sequence[str]) -> 
     if not layers:
         return ["features", "logits"] if trained.has_classifier else ["features"]
     if "logits" in layers and not trained.has_classifier:
-        raise UserError(f"--layer logits: {trained.path} is a pre-training without a classifier. Ask for features.")
+        raise UserError(f"--layer logits: {trained.path} has no classifier. Ask for features.")
     unknown = [name for name in layers if name not in POOLED and name not in network.layers]
     if unknown:
         raise UserError(
@@ -181,11 +184,8 @@ def _check_layers(trained: Trained, network: Network, layers: Sequence[str]) -> 
 
 
 def _check_views(checkpoint: str, network: Network) -> None:
-    for spec in network.view_specs("test").values():
-        if spec.modality != "rgb":
-            raise UserError(f"{checkpoint} sees optical flow, and this version makes none from videos.")
-        if spec.num_frames is None:
-            raise UserError(f"{checkpoint} sees whole videos at once, so there are no windows: use distinit predict.")
+    if any(spec.num_frames is None for spec in network.view_specs("test").values()):
+        raise UserError(f"{checkpoint} sees whole videos at once, so there are no windows: use distinit predict.")
 
 
 def _settings(session: Session, network: Network, names: list[str], spacing: Spacing, fmt: str) -> dict[str, str]:
@@ -195,11 +195,12 @@ def _settings(session: Session, network: Network, names: list[str], spacing: Spa
     for key, tensor in sorted(network.bare_state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    views = {name: spec.pixels for name, spec in network.view_specs("test").items()}
+    specs = network.view_specs("test")
     return {
         "network": cfg.MODEL.MODEL_NAME,
         "weights": digest.hexdigest()[:16],
-        "views": ", ".join(f"{name} {pixels}" for name, pixels in views.items()),
+        "views": ", ".join(f"{name} {spec.pixels}" for name, spec in specs.items()),
+        "normalised": ", ".join(f"{name} {spec.mean} {spec.std}" for name, spec in specs.items()),
         "scale": str(cfg.CORPUS.TEST_SCALE),
         "windows": str(spacing),
         "layers": ", ".join(names),

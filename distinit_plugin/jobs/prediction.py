@@ -14,6 +14,9 @@ from distinit_plugin.jobs.testing import class_names_of
 from distinit_plugin.jobs.trained import read_trained
 from distinit_plugin.video.corpus import Corpus, Listing, Mixture
 
+TEST_KEYS = ("TEST.BATCH_SIZE", "TEST.NUM_SPATIAL_CROPS")
+"""Keys of the test that a user may set; the number of clips is an argument."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -36,9 +39,15 @@ class Prediction:
 
 
 def predict(
-    paths: Sequence[str], *, checkpoint: str, class_file: str = "", top: int = 5, num_clips: int = 10
+    paths: Sequence[str],
+    *,
+    checkpoint: str,
+    class_file: str = "",
+    top: int = 5,
+    num_clips: int = 10,
+    opts: Sequence[str] = (),
 ) -> list[Prediction]:
-    """Classify videos with a fine-tuned checkpoint of this program.
+    """Classify videos with a fine-tuned checkpoint of this program, or a converted file.
 
     Args:
         paths: Video files.
@@ -46,15 +55,16 @@ def predict(
         class_file: Other class names, one per line.
         top: Classes of each answer.
         num_clips: Uniform clips of each video; their softmaxes are averaged.
+        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` or :data:`TEST_KEYS` instead of what the checkpoint says.
 
     Raises:
         UserError: The checkpoint has no classifier or configuration, or no video could be read.
     """
-    trained = read_trained(checkpoint)
+    trained = read_trained(checkpoint, opts, more_keys=TEST_KEYS)
     if not trained.has_classifier:
         raise UserError(
-            f"{checkpoint} is a pre-training without classes: fine-tune it on labelled videos first "
-            "(TRAIN.CHECKPOINT_FILE_PATH)."
+            f"{checkpoint} has no classifier (a pre-training, or converted without one): fine-tune it on labelled "
+            "videos first (TRAIN.CHECKPOINT_FILE_PATH)."
         )
     cfg = trained.cfg
     cfg.defrost()
@@ -63,7 +73,7 @@ def predict(
     cfg.freeze()
     names = _read_names(class_file) if class_file else trained.class_names
     with open_session(cfg, log_to_folder=False) as session:
-        network = trained.network()
+        network = trained.network_for_videos()
         specs = dict(network.view_specs("test"))
         session.check_convolutions(network, specs)
         listing = Listing(root="", labeled=False)

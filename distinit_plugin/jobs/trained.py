@@ -1,38 +1,52 @@
-"""A network from a checkpoint of this program, which holds its own configuration, on any machine."""
+"""A network from a file of this program, which says itself what it is, on any machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from distinit_plugin import build
 from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.validate import network_problems
 from distinit_plugin.engine.checkpoint import load_checkpoint
-from distinit_plugin.errors import UserError
+from distinit_plugin.errors import ConfigError, UserError, WeightsError
+from distinit_plugin.jobs.described import NEUTRAL_RANGE, description_in
 from distinit_plugin.types import Network
-from distinit_plugin.weights import load_weights
+from distinit_plugin.weights import load_weights, read_checkpoint
+from distinit_plugin.weights.image_networks import is_image_network
+
+INPUT_KEYS = ("DATA.NUM_FRAMES", "DATA.SAMPLING_RATE", "DATA.TEST_CROP_SIZE", "DATA.MEAN", "DATA.STD")
+"""What a network is fed: the keys that a user of a file may set."""
+
+ADVICE = "Weights of other programs are translated by distinit convert-weights first."
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint says about itself.
+    """What a file says about its network.
 
     Attributes:
         path: The file.
-        cfg: Of its training, with the device and precision of this machine.
+        cfg: Of its training, with the device and precision of this machine; of a converted file what is known of it.
+        num_classes: Outputs of its classifier; 0: it gives no logits.
         class_names: Of its classes; empty where they are not known.
     """
 
     path: str
     cfg: CfgNode
-    class_names: list[str]
+    num_classes: int
+    class_names: list[str] = field(default_factory=list)
 
     @property
     def has_classifier(self) -> bool:
         """Whether the network gives logits."""
-        return build.needs_own_logits(self.cfg)
+        return self.num_classes > 0
 
     def network(self) -> Network:
         """The network with its weights.
@@ -40,33 +54,123 @@ class Trained:
         Raises:
             WeightsError: They do not fit it.
         """
-        network = build.build_network(self.cfg)
+        network = build.build_network(self.cfg, num_classes=self.num_classes)
         load_weights(network, self.path, strict=True)
         return network
 
+    def network_for_videos(self) -> Network:
+        """As :meth:`network`, where it is to be fed from videos.
 
-def read_trained(checkpoint: str) -> Trained:
-    """Read a checkpoint's configuration.
+        Raises:
+            UserError: It sees optical flow.
+            WeightsError: As :meth:`network`.
+        """
+        network = self.network()
+        if any(spec.modality != "rgb" for spec in network.view_specs("test").values()):
+            raise UserError(f"{self.path} sees optical flow, and this version makes none from videos.")
+        return network
+
+
+def read_trained(checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collection[str] = ()) -> Trained:
+    """Read what a file says about its network; what it does not say is assumed, in one line on standard error.
 
     Args:
-        checkpoint: A file that ``distinit run`` or ``distinit probe`` wrote.
+        checkpoint: A file that ``distinit run``, ``distinit probe`` or ``distinit convert-weights`` wrote.
+        opts: ``KEY VALUE …`` of :data:`INPUT_KEYS` instead of what the file says.
+        more_keys: Keys that are allowed, too.
 
     Raises:
-        UserError: The file is unreadable or of another program.
+        UserError: The file is unreadable or of another program, or a key or value is not allowed.
     """
-    state = load_checkpoint(checkpoint)
-    text, own = state.get("cfg"), state.get("distinit")
-    if not isinstance(text, str) or not isinstance(own, dict):
-        raise UserError(
-            f"{checkpoint} was not written by this program, so how to feed it is not known: give a checkpoint of "
-            "distinit run."
-        )
+    keys = (*INPUT_KEYS, *more_keys)
+    for key in opts[0::2]:
+        if key not in keys:
+            raise UserError(f"--opts: {key} cannot be set here. Allowed: {', '.join(keys)}.")
+    text, own = _contents(checkpoint)
+    converted = description_in(text) if own is None else None
+    if not isinstance(text, str) or (own is None and converted is None):
+        raise UserError(f"{checkpoint} does not say what its network is and how to feed it. {ADVICE}")
     cfg, _ = parse_cfg(text, f"the configuration in {checkpoint}", check=False)
     cfg.defrost()
+    assumed: list[str] = []
+    if converted is None:
+        num_classes = cfg.MODEL.NUM_CLASSES if build.needs_own_logits(cfg) else 0
+    else:
+        num_classes = cfg.MODEL.NUM_CLASSES if "NUM_CLASSES" in converted["MODEL"] else 0
+        assumed = _complete(checkpoint, cfg, converted)
+    _override(checkpoint, cfg, opts)
+    if told := [f"{key} {_value(cfg, key)}" for key in assumed if key not in opts[0::2]]:
+        print(
+            f"note: {checkpoint} does not say what its clips are; assumed: {', '.join(told)} (--opts sets them)",
+            file=sys.stderr,
+        )
     cfg.DATA_LOADER.NUM_WORKERS = 0
     # This machine need not be the one that trained.
     cfg.NUM_GPUS = int(torch.cuda.is_available())
     cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
     cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "auto"
     cfg.freeze()
-    return Trained(checkpoint, cfg, [str(name) for name in own.get("class_names", [])])
+    return Trained(checkpoint, cfg, num_classes, [str(name) for name in (own or {}).get("class_names", [])])
+
+
+def _contents(checkpoint: str) -> tuple[object, dict[str, Any] | None]:
+    """The text of the configuration, and what a run of this program adds (``None`` in other files)."""
+    path = Path(checkpoint)
+    if path.suffix == ".safetensors":
+        return read_checkpoint(path).details.get("cfg"), None
+    try:
+        state = load_checkpoint(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error} {ADVICE}") if path.is_file() else error from error
+    own = state.get("distinit")
+    return state.get("cfg"), own if isinstance(own, dict) else None
+
+
+def _complete(checkpoint: str, cfg: CfgNode, nodes: dict[str, Any]) -> list[str]:
+    """Check what a converted file says, and name the keys of the input that it does not.
+
+    Raises:
+        UserError: It is of an image network, or holds values that are not allowed.
+    """
+    name = cfg.MODEL.MODEL_NAME
+    if is_image_network(name):
+        raise UserError(
+            f"{checkpoint} holds {name}, an image network. It can be a teacher (DISTILL.TEACHERS) or fill a video "
+            "network (INIT.INFLATE_FROM); give the file of a video network here."
+        )
+    if problems := network_problems(cfg):
+        raise ConfigError([f"the configuration in {checkpoint}: {problem}" for problem in problems])
+    unknown = [key for key in INPUT_KEYS if key.partition(".")[2] not in (nodes.get("DATA") or {})]
+    if cfg.NETWORK.MODALITY == "flow":
+        for key in ("DATA.MEAN", "DATA.STD"):
+            if key in unknown:
+                cfg.DATA[key.partition(".")[2]] = [NEUTRAL_RANGE] * 2
+    return unknown
+
+
+def _override(checkpoint: str, cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Set the user's keys, for all that they mean in a test.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
+    if not opts:
+        return
+    cfg.merge_from_list(opts)
+    if problems := network_problems(cfg):
+        raise ConfigError(problems)
+    if "DATA.NUM_FRAMES" in opts[0::2]:
+        cfg.CORPUS.TEST_NUM_FRAMES = 0  # the test has the frames that are asked for
+    size, scale = cfg.DATA.TEST_CROP_SIZE, cfg.CORPUS.TEST_SCALE
+    if "DATA.TEST_CROP_SIZE" in opts[0::2]:
+        cfg.DATA.TRAIN_CROP_SIZE = size  # networks with position embeddings have one size
+        if 0 < scale < size:
+            raise UserError(
+                f"--opts: DATA.TEST_CROP_SIZE {size} does not fit {checkpoint}, whose videos are scaled to a short "
+                f"side of {scale}. Allowed: at most {scale}."
+            )
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    node, _, leaf = key.partition(".")
+    return cfg[node][leaf]

@@ -7,7 +7,7 @@ blocks count their letters from a where TF-slim's count from b.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from distinit_plugin.models.inception2d import END_POINTS
@@ -96,3 +96,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 """By the names that ``VideoNetwork.image_trunks`` gives."""
+
+_INCEPTION_V3 = ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch1x1.conv.weight")
+
+
+def auxiliary_heads(keys: Collection[str]) -> tuple[str, ...]:
+    """Starts of the keys of a file's extra classifiers, which serve training alone: GoogLeNet's and Inception v3's."""
+    if all(kernel in keys for kernel in FAMILIES["googlenet"].kernels):
+        return FAMILIES["googlenet"].unused
+    return ("AuxLogits.",) if all(kernel in keys for kernel in _INCEPTION_V3) else ()

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torchvision.models
+import torchvision.models.video
 from torch import nn
 
 from distinit_plugin.errors import UserError
@@ -13,6 +14,14 @@ from distinit_plugin.registry import MODELS, near_matches
 from distinit_plugin.weights.sources import build_timm, torchvision_tags
 
 LIBRARIES = ("torchvision", "timm")
+
+
+def is_image_network(name: str) -> bool:
+    """Whether a name is that of another library's image network (torchvision has video networks, too)."""
+    library, _, model = name.partition("/")
+    if library == "timm":
+        return True
+    return library == "torchvision" and model not in torchvision.models.list_models(torchvision.models.video)
 
 
 def check_name(name: str) -> None:

@@ -174,12 +174,16 @@ def _read_tensorflow(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> Mapping[Any, Any]:
+    """The tensors as one entry beside the file's metadata."""
     try:
+        from safetensors import safe_open
         from safetensors.torch import load_file
     except ImportError as error:
         raise WeightsError(f"{path}: reading .safetensors needs the package safetensors. Install it.") from error
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return {**metadata, STATE_ENTRIES[0]: load_file(path)}
     except Exception as error:  # SafetensorError derives from Exception alone
         raise WeightsError(_unreadable(path, error)) from error
 

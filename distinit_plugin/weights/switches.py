@@ -14,6 +14,9 @@ from distinit_plugin.models.residual import DEPTHS
 
 _BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.")
 _INCEPTION_STEM = re.compile(r"^(Conv[23]d_)1a_7x7\.conv\.weight$")
+_TRUNK_STEM = re.compile(r"^(trunk|rgb)\.Conv2d_1a_7x7\.conv\.weight$")
+"""Of the networks that run a 2D trunk on each frame: ConvLSTM, and TwoStream and Fused3D with one for each stream."""
+_C3D_STEM = "conv1a.0.weight"
 _NORMALISED = re.compile(r"\.(bn|temporal_bn)\.weight$")
 
 
@@ -21,44 +24,51 @@ def switches_of(tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> 
     """Switch → value, for those that names and shapes decide; ``modality`` is among them.
 
     Args:
-        tensors: Under the keys of Res3D, R2Plus1D, Res2D, I3D or S3DG; others give nothing.
+        tensors: Under the keys of the networks of this package; others give nothing.
         filled: Keys that the file does not have itself.
     """
-    stem = next((key for key in tensors if _INCEPTION_STEM.match(key)), None)
-    if stem is not None:
-        return _inception(tensors, stem, filled)
-    stem = next((key for key in ("stem.0.weight", "conv1.weight") if key in tensors), None)
-    return {} if stem is None or not any(_BLOCK.match(key) for key in tensors) else _residual(tensors, stem)
+    kernels = {key: value for key, value in tensors.items() if value.ndim >= 4}
+    if stem := next(filter(_INCEPTION_STEM.match, kernels), None):
+        return _inception(tensors, kernels, stem, filled)
+    if trunk := next(filter(None, map(_TRUNK_STEM.match, kernels)), None):
+        streams = trunk[1] == "rgb"  # two of them: what the network sees is no switch
+        modality = {} if streams else _modality(kernels[trunk[0]])
+        return {**modality, "width": len(kernels[trunk[0]]), "affine_norm": _has_factors(tensors, filled)}
+    if _C3D_STEM in kernels:
+        return {**_modality(kernels[_C3D_STEM]), "width": len(kernels[_C3D_STEM])}
+    stem = next((key for key in ("stem.0.weight", "conv1.weight") if key in kernels), None)
+    return {} if stem is None or not any(_BLOCK.match(key) for key in tensors) else _residual(kernels, stem)
 
 
-def _residual(tensors: Mapping[str, Tensor], stem: str) -> dict[str, object]:
-    found: dict[str, object] = _modality(tensors[stem])
-    factored_stem = tensors.get("stem.3.weight")
-    found["width"] = (tensors[stem] if factored_stem is None else factored_stem).shape[0]
+def _residual(kernels: Mapping[str, Tensor], stem: str) -> dict[str, object]:
+    found: dict[str, object] = _modality(kernels[stem])
+    found["width"] = len(kernels.get("stem.3.weight", kernels[stem]))  # 3: of a factored stem
     blocks: dict[str, set[str]] = {}
-    for key in tensors:
+    for key in kernels:
         if match := _BLOCK.match(key):
             blocks.setdefault(match[1], set()).add(match[2])
     counts = tuple(len(blocks.get(stage, ())) for stage in "1234")
-    bottleneck = any(key.startswith("layer1.0.conv3.") for key in tensors)
+    bottleneck = any(key.startswith("layer1.0.conv3.") for key in kernels)
     for depth, blocks_of in DEPTHS.items():
         if (blocks_of.num_blocks, blocks_of.bottleneck) == (counts, bottleneck):
             found["depth"] = depth
-    factored = tensors.get("layer2.0.conv2.0.0.weight")
+    factored = kernels.get("layer2.0.conv2.0.0.weight")
     if factored is not None:  # VMZ has middle channels for each convolution, torchvision for the block's input
         middle, channels = factored.shape[:2]
         found["variant"] = "vmz" if middle == mid_channels(channels, channels) else "torchvision"
     return found
 
 
-def _inception(tensors: Mapping[str, Tensor], stem: str, filled: Collection[str]) -> dict[str, object]:
+def _inception(
+    tensors: Mapping[str, Tensor], kernels: Mapping[str, Tensor], stem: str, filled: Collection[str]
+) -> dict[str, object]:
     prefix = stem[: len("Conv3d_")]
-    found: dict[str, object] = _modality(tensors[stem])
-    temporal = tensors.get(f"{prefix}1a_7x7.temporal.weight")
-    found["width"] = tensors[stem].shape[0]
-    found["affine_norm"] = any(_NORMALISED.search(key) and key not in filled for key in tensors)
+    found: dict[str, object] = _modality(kernels[stem])
+    temporal = kernels.get(f"{prefix}1a_7x7.temporal.weight")
+    found["width"] = len(kernels[stem])
+    found["affine_norm"] = _has_factors(tensors, filled)
     found["separable_stem"] = temporal is not None
-    found["stem_frames"] = (tensors[stem] if temporal is None else temporal).shape[2]
+    found["stem_frames"] = (kernels[stem] if temporal is None else temporal).shape[2]
     found["temporal_norm"] = any(".temporal_bn." in key for key in tensors)
     for switch, part in (("temporal_from", ".temporal.weight"), ("gating_from", ".gate.weight")):
         having = (
@@ -69,6 +79,10 @@ def _inception(tensors: Mapping[str, Tensor], stem: str, filled: Collection[str]
         )
         found[switch] = next(having, NOWHERE)
     return found
+
+
+def _has_factors(tensors: Collection[str], filled: Collection[str]) -> bool:
+    return any(_NORMALISED.search(key) and key not in filled for key in tensors)
 
 
 def _modality(kernel: Tensor) -> dict[str, object]:
