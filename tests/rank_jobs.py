@@ -18,6 +18,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.engine.optim import build_optimizer
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
+from distinit_plugin.engine.signals import Agreement
 from distinit_plugin.engine.state import RunState
 from distinit_plugin.engine.train import Trainer, TrainOptions
 from distinit_plugin.errors import UserError
@@ -196,6 +197,37 @@ def evaluate_all(cfgs: list[CfgNode], _: CfgNode) -> list:
         with open_session(cfg, log_to_folder=False) as session:
             torch.manual_seed(11)
             found.append(evaluate_corpus(session, build.build_network(cfg), "test", []))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- what ranks agree on
+def sums_and_objects(cfg: CfgNode) -> list[tuple]:
+    """What each rank knows of the others."""
+    started = distributed.start("cpu")
+    mine = torch.tensor([1.0 + distributed.rank(), 2.0])
+    total = distributed.all_reduce_sum(mine)
+    distributed.barrier()
+    everyone = distributed.gather_objects({"rank": distributed.rank()})
+    facts = (started, distributed.rank(), distributed.world_size(), distributed.is_main())
+    found = distributed.gather_objects((*facts, mine.tolist(), total.tolist(), everyone))
+    distributed.stop()
+    return found
+
+
+def agreed_step(cfg: CfgNode) -> list[tuple]:
+    """The step at which each rank hears of the second one's signal, the answer, and how often it asked."""
+    distributed.start("cpu")
+    agreement, rank, calls = Agreement(), distributed.rank(), []
+    gather = distributed.gather_objects
+    distributed.gather_objects = lambda value: calls.append(1) or gather(value)
+    for step in range(1, 400):
+        time.sleep(0.005)
+        number = 15 if rank == 1 and step >= 150 else 0
+        answer = agreement.ask(step, signal_number=number, save=rank == 1, at_once=step == 7)
+        if answer != (0, False):
+            break
+    found = gather((step, *answer, len(calls)))
+    distributed.stop()
     return found
 
 

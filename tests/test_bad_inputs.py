@@ -1,7 +1,7 @@
 """Mistakes in configurations, command lines and lists of videos, each with the message that it gets.
 
 ``test_bad_files.py`` goes on with weights, teachers and the machine. Every case goes through the command line from end
-to end. The rules of single keys have a table of their own in ``test_config.py``, the readers of lists in
+to end. The rules of single keys have a table of their own in ``test_config_rules.py``, the readers of lists in
 ``test_corpus.py``.
 """
 

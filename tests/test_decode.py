@@ -1,9 +1,8 @@
+"""Frames of videos: those that a full decode gives, and no more work than they need."""
+
 import os
-import pickle
 import shutil
 from dataclasses import replace
-from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -11,11 +10,10 @@ import pytest
 from PIL import Image
 from videos import frame_numbers, number_frame, write_video
 
-from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.errors import VideoError
 from distinit_plugin.video import decode, guard
 from distinit_plugin.video.decode import VideoReader, open_video
-from distinit_plugin.video.images import natural_key
-from distinit_plugin.video.index import FrameIndex, IndexCache
+from distinit_plugin.video.index import IndexCache
 
 _ASSETS = os.environ.get("DISTINIT_TEST_ASSETS", "")
 _VIDEO_TYPES = {".mp4", ".mov", ".avi", ".mkv"}
@@ -365,127 +363,3 @@ def test_a_stream_that_changes_its_size_is_scaled_to_the_first(tmp_path):
         frames = reader.read(range(reader.index.num_frames))
     assert frames.shape[1:] == (64, 80, 3)
     assert frame_numbers(frames)[-1] == 9
-
-
-# ---------------------------------------------------------------------------------------------------- images
-
-
-def test_folders_of_frames_are_read_in_natural_order(tmp_path):
-    for number in range(12):
-        Image.fromarray(number_frame(number, 40, 60)).save(tmp_path / f"frame{number}.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    with open_video(tmp_path) as reader:
-        assert (reader.index.num_frames, reader.index.height, reader.index.width) == (12, 40, 60)
-        assert frame_numbers(reader.read([10, 2, 2, 11])) == [10, 2, 2, 11]
-        assert np.array_equal(reader.read([3])[0], number_frame(3, 40, 60))
-        with pytest.raises(VideoError, match="frame 12 was asked for, but it has 12 frames"):
-            reader.read([12])
-
-
-def test_natural_order():
-    names = ["img10.jpg", "img2.jpg", "img1.jpg", "1.jpg", "b.jpg"]
-    assert sorted(names, key=natural_key) == ["1.jpg", "b.jpg", "img1.jpg", "img2.jpg", "img10.jpg"]
-
-
-def test_an_image_is_a_video_of_one_frame(tmp_path):
-    image = number_frame(77, 40, 60)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    with open_video(tmp_path / "a.png") as reader:
-        assert reader.index.num_frames == 1
-        assert np.array_equal(reader.read([0, 0]), np.stack([image, image]))
-
-
-def test_folders_without_frames_or_with_mixed_sizes_are_refused(tmp_path):
-    with pytest.raises(VideoError, match="is a folder without images"):
-        open_video(tmp_path)
-    Image.fromarray(number_frame(0, 40, 60)).save(tmp_path / "0.png")
-    Image.fromarray(number_frame(1, 30, 60)).save(tmp_path / "1.png")
-    with (
-        open_video(tmp_path) as reader,
-        pytest.raises(VideoError, match=r"frame 1 \(1.png\) is 60×30, the first frame is 60×40"),
-    ):
-        reader.read([0, 1])
-
-
-# ---------------------------------------------------------------------------------------------------- index cache
-
-
-def _entries(folder):
-    return [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
-
-
-def _fields(index):
-    return index.to_array().tolist()
-
-
-def test_an_index_survives_as_a_vector():
-    numbers = [np.arange(n, dtype=np.int64) * 3 for n in (5, 5, 2, 2)]
-    index = FrameIndex(numbers[0], numbers[1], Fraction(1001, 30000), 48, 64, 90, numbers[2], numbers[3])
-    copy = FrameIndex.from_array(index.to_array())
-    assert _fields(copy) == _fields(index)
-    assert (copy.time_base, copy.rotation, copy.num_frames) == (Fraction(1001, 30000), 90, 5)
-    with pytest.raises(ValueError, match="sizes"):
-        FrameIndex.from_array(index.to_array()[:-1])
-
-
-def test_the_cache_spares_the_pass_over_the_file(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4", 30)
-    folder = str(tmp_path / "cache")
-    with open_video(path, cache=IndexCache(folder)) as reader:
-        fields = _fields(reader.index)
-    assert len(_entries(folder)) == 1
-    monkeypatch.setattr(VideoReader, "_build_index", lambda reader: pytest.fail("indexed again"))
-    cache = IndexCache(folder)
-    for other in (cache, cache, pickle.loads(pickle.dumps(cache))):
-        with open_video(path, cache=other) as reader:
-            assert _fields(reader.index) == fields
-            assert frame_numbers(reader.read([20, 21])) == [20, 21]
-
-
-def test_a_changed_file_is_indexed_again(tmp_path):
-    folder = str(tmp_path / "cache")
-    path = write_video(tmp_path / "a.mp4", 30)
-    cache = IndexCache(folder)
-    open_video(path, cache=cache).close()
-    write_video(path, 20)
-    for one in (cache, IndexCache(folder)):
-        with open_video(path, cache=one) as reader:
-            assert reader.index.num_frames == 20
-    assert len(_entries(folder)) == 1
-
-
-@pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 400, None])
-def test_a_damaged_entry_is_ignored_and_written_again(tmp_path, damage):
-    folder = str(tmp_path / "cache")
-    path = write_video(tmp_path / "a.mp4", 30)
-    open_video(path, cache=IndexCache(folder)).close()
-    (entry,) = _entries(folder)
-    good = Path(entry).read_bytes()
-    flipped = bytearray(good)
-    flipped[100] ^= 1
-    Path(entry).write_bytes(bytes(flipped) if damage is None else damage)
-    with open_video(path, cache=IndexCache(folder)) as reader:
-        assert reader.index.num_frames == 30
-    assert Path(entry).read_bytes() == good
-
-
-def test_the_memory_part_is_bounded(tmp_path):
-    path = write_video(tmp_path / "a.mp4", 30)
-    status = os.stat(path)
-    cache = IndexCache(memory_bytes=3000)
-    with open_video(path) as reader:
-        for number in range(20):
-            cache.put(f"/{number}", status, reader.index)
-    held = [number for number in range(20) if cache.get(f"/{number}", status) is not None]
-    assert held == [18, 19]
-
-
-def test_a_cache_folder_that_cannot_be_used(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the folder for frame indices .*file/cache' cannot be made"):
-        IndexCache(str(tmp_path / "file" / "cache"))
-    cache = IndexCache(str(tmp_path / "gone"))
-    os.rmdir(tmp_path / "gone")
-    (tmp_path / "gone").write_text("")
-    open_video(write_video(tmp_path / "a.mp4", 5), cache=cache).close()
-    assert "frame indices are not kept" in caplog.text

@@ -1,41 +1,37 @@
-"""The training loop against a plain PyTorch loop; resume, stops, logs, frozen trunks, profile."""
+"""The training loop against a plain PyTorch loop; stops, frozen trunks, profile, ranks."""
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
+from loops import (
+    BATCH,
+    assert_equal_weights,
+    batches_in,
+    finish,
+    keys_of,
+    objective_of,
+    plain_loop,
+    teacher_network,
+    trainer_of,
+    weights_of,
+)
+from processes import forked_ranks
+from rank_jobs import ranks_cfg, sums_and_objects
 from torch import nn
-from torch.nn import functional as F
 from toys import SPEC, ToyNetwork, batch_of
 
-from distinit_plugin.data.bad import BadVideoLog
-from distinit_plugin.data.views import finish_views
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
-from distinit_plugin.engine.meters import JsonLogger, better
 from distinit_plugin.engine.modes import set_train_mode
-from distinit_plugin.engine.optim import build_optimizer
-from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.profile import count_macs, profile_training
-from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.engine.schedule import Schedule
-from distinit_plugin.engine.state import Checkpointer, RunState, check_writable, copy_into_network
-from distinit_plugin.engine.train import Trainer, TrainOptions
-from distinit_plugin.errors import UserError, WeightsError
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.launching import launch
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter
 from distinit_plugin.types import BadVideo, ModelOutput, SampleKey
-
-CPU = torch.device("cpu")
-BATCH, STEPS = 4, 4
-GATE = 1.05  # nats; the toy teacher's entropies lie on both sides
 
 # Losses of the twelve steps of ``trainer_of()`` in fp32. They change only when the training changes.
 GOLDEN_LOSSES = [
@@ -52,120 +48,6 @@ GOLDEN_LOSSES = [
     1.266418,
     1.034847,
 ]
-
-
-def finish(batch):
-    specs = {"student/rgb": SPEC, "TEACHER/rgb": SPEC}
-    return finish_views(batch["views"], specs, CPU)
-
-
-def keys_of(epoch, step):
-    positions = range(step * BATCH, (step + 1) * BATCH)
-    return [SampleKey(epoch, position, (7 * epoch + 3 * position) % 23) for position in positions]
-
-
-def batches_in(accumulate=1, change=lambda batch, epoch, step: batch):
-    """(epoch, first step) → micro-batches; a pure function, like the real sampler."""
-
-    def train_batches(epoch, first_step):
-        for step in range(first_step, STEPS):
-            keys = keys_of(epoch, step)
-            size = BATCH // accumulate
-            for start in range(0, BATCH, size):
-                yield change(batch_of(keys[start : start + size]), epoch, step)
-
-    return train_batches
-
-
-def teacher_network():
-    teacher = ToyNetwork(3, seed=5)
-    with torch.no_grad():
-        teacher.fc.weight.mul_(6)
-    return teacher.requires_grad_(False).eval()
-
-
-def objective_of(dropout=0.0, action=True, gate="weight", gate_mean="all"):
-    """A labelled term on the student's own logits, and a gated teacher through a new linear head."""
-    student, teacher = ToyNetwork(3, dropout=dropout, seed=1), teacher_network()
-    terms = [
-        Term("TEACHER", "features", build_loss("soft_cross_entropy"), 0.5, "TEACHER", max_entropy=GATE),
-        *([Term("action", "logits", build_loss("cross_entropy"))] if action else []),
-    ]
-    torch.manual_seed(2)
-    adapters = {"TEACHER": build_adapter("linear", student, "features", teacher, "logits")}
-    return Objective(student, terms, {"TEACHER": teacher}, adapters, gate=gate, gate_mean=gate_mean)
-
-
-class Recorder(NoProgress):
-    """Keeps the loss of every step (with a log period of 1)."""
-
-    def __init__(self):
-        self.losses, self.lrs, self.advanced = [], [], []
-
-    def advance(self, step, total):
-        self.advanced.append((step, total))
-
-    def show(self, step, total, status):
-        self.losses.append(status.loss)
-        self.lrs.append(status.lr)
-
-
-def trainer_of(folder: Path | None = None, *, max_epoch=3, objective=None, batches=None, schedule=None, **changes):
-    objective = objective or objective_of(dropout=changes.pop("dropout", 0.0))
-    schedule = schedule or Schedule("cosine", base_lr=0.1, max_epoch=max_epoch)
-    optimizer = build_optimizer(objective.trainable, "sgd", lr=0.1, weight_decay=1e-4)
-    options = TrainOptions(**{"log_period": 1, **changes.pop("options", {})})
-    keep = changes.pop("keep", 0)
-    state = RunState(objective, optimizer, schedule, Precision("fp32", CPU), BadVideoLog(), config_text="A: 1\n")
-    torch.manual_seed(7)
-    return Trainer(
-        state,
-        train_batches=batches or batches_in(options.accumulate),
-        steps_per_epoch=STEPS,
-        finish=changes.pop("finish", finish),
-        device=CPU,
-        options=options,
-        checkpointer=Checkpointer(folder, keep=keep) if folder else None,
-        progress=changes.pop("progress", None) or Recorder(),
-        **changes,
-    )
-
-
-def weights_of(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.state.objective.trainable.state_dict().items()}
-
-
-def assert_equal_weights(first, second, **tolerance):
-    assert first.keys() == second.keys()
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
-
-
-def plain_loop(epochs, lr=0.1):
-    """The same training as a PyTorch user would write it."""
-    objective = objective_of()
-    student, head, teacher = objective.trainable.student, objective.trainable.adapters["TEACHER"], teacher_network()
-    norms = list(student.bn.parameters())
-    others = [student.conv.weight, *student.fc.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD([*norms, *others], lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    losses = []
-    objective.trainable.train()
-    for step in range(epochs * STEPS):
-        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / (epochs * STEPS)))
-        batch = batch_of(keys_of(step // STEPS, step % STEPS))
-        views = {"rgb": (batch["views"][SPEC.pixels].float() / 255 - 0.45) / 0.225}
-        with torch.no_grad():
-            target = teacher(views).logits.softmax(1)
-        kept = (-(target * target.log()).sum(1) < GATE).float()
-        output = student(views)
-        distillation = -(target * head(output.features).log_softmax(1)).sum(1)
-        action = F.cross_entropy(output.logits, batch["targets"]["label"])
-        loss = action + 0.5 * (kept * distillation).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, objective.trainable.state_dict()
 
 
 # ---------------------------------------------------------------------------------------------- the mathematics
@@ -347,164 +229,6 @@ def test_training_the_classifier_moves_nothing_else():
     assert moved == {"student.fc.weight", "student.fc.bias", "adapters.TEACHER.weight", "adapters.TEACHER.bias"}
 
 
-# --------------------------------------------------------------------------------------------- checkpoints, resume
-def test_resume_at_an_epoch_boundary_is_exact(tmp_path):
-    """With dropout: the random state counts too."""
-    whole = trainer_of(tmp_path / "whole", dropout=0.5)
-    whole.train()
-    first = trainer_of(tmp_path / "parts", dropout=0.5)
-    first.options = TrainOptions(log_period=1)
-
-    def stop(step, total):
-        if step == 2 * STEPS + 1:
-            raise KeyboardInterrupt
-
-    first._progress.advance = stop
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    second = trainer_of(tmp_path / "parts", dropout=0.5)
-    torch.manual_seed(99)  # the state must come from the file
-    path, state = checkpoint.newest_state(tmp_path / "parts" / "checkpoints")
-    assert path.name == "checkpoint_epoch_00002.pyth"
-    second.state.load_state_dict(state, CPU)
-    assert (second.state.epoch, second.step) == (2, 8)
-    second.train()
-    assert second._progress.losses == whole._progress.losses[8:]
-    assert_equal_weights(weights_of(second), weights_of(whole))
-    last = [
-        checkpoint.load_checkpoint(tmp_path / run / "checkpoints" / "checkpoint_epoch_00003.pyth")
-        for run in ("whole", "parts")
-    ]
-    assert_equal_weights(last[0]["model_state"], last[1]["model_state"])
-    for one, other in zip(*(item["optimizer_state"]["state"].values() for item in last), strict=True):
-        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
-
-
-def test_resume_in_the_middle_of_an_epoch_is_exact(tmp_path):
-    whole = trainer_of(dropout=0.5, max_epoch=1)
-    result = whole.train()
-    first = trainer_of(dropout=0.5, max_epoch=1)
-    with first.open_epoch() as batches:
-        for _ in range(3):
-            first.run_step(batches)
-    checkpointer = Checkpointer(tmp_path, resume_minutes=1e-9)
-    assert checkpointer.resume_state_is_due()
-    checkpointer.save_resume(first.state.state_dict(first.step))
-    second = trainer_of(dropout=0.5, max_epoch=1)
-    second.state.load_state_dict(checkpoint.newest_state(tmp_path / "checkpoints")[1], CPU)
-    assert (second.state.epoch, second.state.step_in_epoch, second.step) == (0, 3, 3)
-    again = second.train()
-    assert_equal_weights(weights_of(second), weights_of(whole))
-    assert again.train == result.train
-
-
-def test_what_is_saved(tmp_path):
-    trainer = trainer_of(tmp_path, options={"checkpoint_period": 2}, keep=2, max_epoch=5)
-    trainer.train()
-    folder = tmp_path / "checkpoints"
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["checkpoint_epoch_00004.pyth", "checkpoint_epoch_00005.pyth"]
-    state = checkpoint.load_checkpoint(folder / names[1])
-    assert set(state) == {"epoch", "model_state", "optimizer_state", "cfg", "distinit"}
-    assert (state["epoch"], state["cfg"]) == (4, "A: 1\n")
-    assert set(state["model_state"]) == set(ToyNetwork().state_dict())  # bare: no prefix, no head, no teacher
-    assert set(state["distinit"]["adapters"]) == {"TEACHER.weight", "TEACHER.bias"}
-    assert state["distinit"]["progress"] == {"epoch": 5, "step_in_epoch": 0, "step": 20}
-
-
-def test_best_is_saved_beside(tmp_path):
-    accuracies = iter([0.2, 0.6, 0.4])
-    seen = []
-
-    def validate():
-        seen.append(trainer.step)
-        return {"loss": 1.0, "top1": next(accuracies), "top5": 1.0}
-
-    trainer = trainer_of(tmp_path, validate=validate, json_logger=JsonLogger(tmp_path))
-    result = trainer.train()
-    best = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best.pyth")
-    assert best["epoch"] == 1
-    assert result.best == {"name": "top1", "value": 0.6, "epoch": 1, "top5": 1.0}
-    assert result.validation["top1"] == 0.4
-    assert seen == [4, 8, 12]
-    lines = [json.loads(line.removeprefix("json_stats: ")) for line in (tmp_path / "json_stats.log").open()]
-    assert [line["_type"] for line in lines] == ["train_epoch", "val_epoch"] * 3
-    assert [line["epoch"] for line in lines[::2]] == ["1/3", "2/3", "3/3"]
-    assert [line["min_top1_err"] for line in lines[1::2]] == [80.0, 40.0, 40.0]
-    assert {"loss_0", "loss_1", "loss/TEACHER", "loss/action", "top1_err", "lr", "eta"} <= set(lines[0])
-
-
-def test_validation_period_and_precise_bn():
-    calls = []
-    trainer = trainer_of(
-        max_epoch=5,
-        options={"eval_period": 2, "checkpoint_period": 4},
-        validate=lambda: calls.append("val") or {"loss": 1.0},
-        precise_bn=lambda: calls.append("bn"),
-    )
-    trainer.train()
-    assert calls == ["bn", "val"] * 3  # after epochs 2, 4 and the last
-
-
-def test_the_plateau_policy_hears_the_validation_loss():
-    schedule = Schedule("plateau", base_lr=0.1, max_epoch=4, plateau_patience=1)
-    trainer = trainer_of(schedule=schedule, validate=lambda: {"loss": 1.0})
-    trainer.train()
-    assert trainer._progress.lrs[::STEPS] == pytest.approx([0.1, 0.1, 0.01, 0.001])
-
-
-@pytest.mark.parametrize(
-    ("best", "values", "expected"),
-    [
-        ({}, {"loss": 2.0}, True),
-        ({"name": "loss", "value": 2.0}, {"loss": 1.9}, True),
-        ({"name": "loss", "value": 2.0}, {"loss": 2.0}, False),
-        ({"name": "loss", "value": 2.0}, {"loss": math.nan}, False),
-        ({}, {"loss": math.nan}, False),
-        ({"name": "top1", "value": 0.5}, {"loss": 0.1, "top1": 0.4}, False),
-        ({"name": "top1", "value": 0.5}, {"loss": 9.0, "top1": 0.6}, True),
-    ],
-)
-def test_better(best, values, expected):
-    assert better(best, values, 3)[1] is expected
-    assert (better(best, values, 3)[0].get("epoch") == 3) is expected
-
-
-def test_states_of_others_are_refused(tmp_path):
-    state = trainer_of().state.state_dict(0)
-    other = ToyNetwork(5)
-    with pytest.raises(WeightsError, match=r"of another network \(of another shape: fc\.bias, fc\.weight\)"):
-        copy_into_network(other, state["model_state"])
-    with pytest.raises(WeightsError, match=r"missing: bn\.bias"):
-        copy_into_network(other, {"conv.weight": state["model_state"]["conv.weight"]})
-    with pytest.raises(WeightsError, match=r"not written by this program.*TRAIN\.CHECKPOINT_FILE_PATH"):
-        trainer_of().state.load_state_dict({key: state[key] for key in state if key != "distinit"}, CPU)
-    newer = {**state, "distinit": {**state["distinit"], "format": 99}}
-    with pytest.raises(WeightsError, match="newer version"):
-        trainer_of().state.load_state_dict(newer, CPU)
-    older = {**state, "distinit": {**state["distinit"], "format": 1}}
-    with pytest.raises(WeightsError, match=r"earlier version.*TRAIN\.CHECKPOINT_FILE_PATH for its weights"):
-        trainer_of().state.load_state_dict(older, CPU)
-    with pytest.raises(WeightsError, match="of another job"):
-        trainer_of().state.load_state_dict({**state, "distinit": {**state["distinit"], "adapters": {}}}, CPU)
-
-
-def test_bad_videos_survive_a_resume():
-    trainer = trainer_of()
-    trainer.state.bad_log.add([BadVideo("a.mp4", "empty")])
-    second = trainer_of()
-    second.state.load_state_dict(trainer.state.state_dict(0), CPU)
-    assert "a.mp4" in second.state.bad_log
-
-
-def test_an_unwritable_folder_is_found_before_the_first_step(tmp_path):
-    check_writable(tmp_path / "new")
-    assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"OUTPUT_DIR: .*file cannot be written"):
-        check_writable(tmp_path / "file")
-
-
 # --------------------------------------------------------------------------------------------------------- stops
 def poison(batch, epoch, step):
     if (epoch, step) == (1, 2):
@@ -611,36 +335,12 @@ def test_profile_of_a_job():
 
 
 # -------------------------------------------------------------------------------------------------------- ranks
-RANK_SCRIPT = """
-import json, torch
-from distinit_plugin.engine import distributed
-started = distributed.start("cpu")
-rank = distributed.rank()
-mine = torch.tensor([1.0 + rank, 2.0])
-total = distributed.all_reduce_sum(mine)
-distributed.barrier()
-print(json.dumps([started, rank, distributed.world_size(), distributed.is_main(),
-                  mine.tolist(), total.tolist(), distributed.gather_objects({"rank": rank})]))
-distributed.stop()
-"""
-
-
 def test_two_ranks_sum_and_gather():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        job = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in job.items()}}
-        command = [sys.executable, "-c", RANK_SCRIPT]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        )
-    answers = [json.loads(process.communicate(timeout=100)[0].splitlines()[-1]) for process in processes]
+    with forked_ranks():
+        answers = launch(ranks_cfg(2), sums_and_objects)
     everyone = [{"rank": 0}, {"rank": 1}]
-    assert answers[0] == [True, 0, 2, True, [1.0, 2.0], [3.0, 4.0], everyone]
-    assert answers[1] == [True, 1, 2, False, [2.0, 2.0], [3.0, 4.0], everyone]
+    assert answers[0] == (True, 0, 2, True, [1.0, 2.0], [3.0, 4.0], everyone)
+    assert answers[1] == (True, 1, 2, False, [2.0, 2.0], [3.0, 4.0], everyone)
 
 
 def test_one_process_needs_no_job(monkeypatch):

@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT, ended, forked_ranks, free_port, run_forked, start
 from rank_jobs import all_fail, fails, ranks_cfg
 from small_jobs import json_stats, labelled, small_cfg, weights_of, write_videos
 
@@ -23,8 +23,6 @@ from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.session import choose_device
 
-ROOT = Path(__file__).resolve().parents[1]
-RUN_NET = str(ROOT / "tools" / "run_net.py")
 SLURM = ROOT / "tools" / "slurm_run.sh"
 
 
@@ -51,30 +49,6 @@ def assert_same_training(one: Path, other: Path) -> None:
     for kind in ("train_iter_", "train_epoch", "val_epoch"):
         losses = [[line["loss"] for line in json_stats(folder, kind)] for folder in (one, other)]
         assert losses[0] == pytest.approx(losses[1], abs=2e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def start(words: list, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [str(word) for word in words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    try:
-        output, errors = process.communicate(timeout=200)
-    finally:
-        process.kill()
-    return process.returncode, output, errors
 
 
 # ------------------------------------------------------------------------------------------------------- starting ranks
@@ -105,8 +79,7 @@ def test_two_shards_meet(videos, tmp_path, alone):
     small_cfg(videos, output, **classifier_only(videos))
     flags = ["--cfg", tmp_path / "run.yaml", "--num_shards", 2, "--init_method", f"tcp://127.0.0.1:{free_port()}"]
     opts = ["--opts", "TRAIN.BATCH_SIZE", 2, "RUNNER.JOIN_TIMEOUT", 120]
-    shards = [start([sys.executable, RUN_NET, *flags, "--shard_id", shard, *opts]) for shard in (1, 0)]
-    answers = [ended(shard) for shard in shards]
+    answers = run_forked([["run", *flags, "--shard_id", shard, *opts] for shard in (1, 0)], tmp_path)
     assert [status for status, _, _ in answers] == [0, 0], answers
     assert_same_training(alone, output)
     assert answers[0][1:] == ("", "")  # the log is shard 0's
@@ -214,19 +187,9 @@ def test_one_failing_rank_ends_all_with_its_message(how, kind, message, capfd):
     cfg = ranks_cfg(2, COLLECTIVE_TIMEOUT=2.0 if how == "silent" else 1800.0)
     cfg.defrost()
     cfg.OUTPUT_DIR = how
-    with pytest.raises(kind, match=message):
+    with forked_ranks(), pytest.raises(kind, match=message):
         launch(cfg, fails)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_torchrun_ranks_with_the_same_error_print_it_once(tmp_path):
-    config = tmp_path / "wrong.yaml"
-    config.write_text("SOLVER: {BASE_RL: 0.1}\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    status, _, errors = ended(start([*torchrun, RUN_NET, "--cfg", config]))
-    assert status == 1
-    assert errors.count("error: ") == 1
-    assert "Did you mean BASE_LR?" in errors
 
 
 def test_other_ranks_show_only_warnings_that_the_first_does_not(monkeypatch, capsys):
@@ -308,9 +271,13 @@ def test_the_slurm_script_ends_its_ranks_and_queues_again(cluster, tmp_path):
 
 
 def test_the_slurm_script_keeps_the_jobs_exit_status(cluster, tmp_path):
-    status, _, errors = ended(start(["bash", SLURM, "--cfg", "absent.yaml"], **{**cluster, "CPU_RANKS": "1"}))
+    """The error that torchrun's two ranks both have is printed once."""
+    config = tmp_path / "wrong.yaml"
+    config.write_text("SOLVER: {BASE_RL: 0.1}\n")
+    status, _, errors = ended(start(["bash", SLURM, "--cfg", config], **cluster))
     assert status == 1
-    assert "error: absent.yaml" in errors
+    assert errors.count("error: ") == 1
+    assert "Did you mean BASE_LR?" in errors
     assert "requeue" not in Path(cluster["CALLS"]).read_text()
 
 

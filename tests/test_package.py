@@ -88,7 +88,9 @@ def test_command_answers_from_another_folder(environment, tmp_path):
 
 def test_shipped_config_starts_from_another_folder(environment, tmp_path):
     """A tiny version of a shipped pre-training: the sizes, the videos and the teacher's weights are overridden."""
-    write_corpus(tmp_path / "videos", 2)
+    for path in sorted(write_corpus(tmp_path / "videos", 2).rglob("*.mp4")):
+        for number in range(100):  # an epoch of a million clips of four videos would be 250,000 passes to shuffle
+            os.link(path, path.with_name(f"{path.stem}_{number}.mp4"))
     small = {
         "CORPUS.TRAIN.KINETICS.PATH": tmp_path / "videos",
         "DISTILL.TEACHERS.IMAGENET.ARCH": "torchvision/resnet18",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import forked_ranks
 from rank_jobs import CASES, evaluate_all, exact_gradients, ranks_cfg, step_gradient, train_all
 from small_jobs import brightness_teacher, labelled, small_cfg, weights_of, write_teacher, write_videos
 from torch import nn
@@ -26,7 +27,8 @@ def videos(tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------------------------------ gradients
 @pytest.fixture(scope="module")
 def on_two_ranks() -> dict:
-    return launch(ranks_cfg(2), exact_gradients)
+    with forked_ranks():
+        return launch(ranks_cfg(2), exact_gradients)
 
 
 def difference(one: dict, other: dict) -> float:
@@ -69,7 +71,8 @@ def trainings(videos, tmp_path_factory) -> tuple[Path, dict]:
         "labels": small_cfg(videos, folder / "labels", **labelled(videos, TRAIN="train", VAL="test")),
         "tap": small_cfg(videos, folder / "tap", DISTILL={"TEACHERS": {"IMAGENET": entry}}),
     }
-    return folder, launch(ranks_cfg(2), partial(train_all, cfgs))
+    with forked_ranks():
+        return folder, launch(ranks_cfg(2), partial(train_all, cfgs))
 
 
 def test_live_batch_norm_leaves_all_ranks_equal(trainings):
@@ -108,7 +111,8 @@ def test_three_ranks_test_every_video_once(videos, tmp_path):
         sections = {**labelled(videos, TRAIN="train"), "TEST": {"BATCH_SIZE": 6, "NUM_ENSEMBLE_VIEWS": 2}}
         sections["CORPUS"] |= {"TEST": {"VIDEOS": node}}
         cfgs.append(small_cfg(videos, tmp_path / name, **sections))
-    together = launch(ranks_cfg(3), partial(evaluate_all, cfgs))
+    with forked_ranks():
+        together = launch(ranks_cfg(3), partial(evaluate_all, cfgs))
     alone = evaluate_all(cfgs, cfgs[0])
     assert [int(evaluation.used.sum()) for evaluation in alone] == [5, 2, 1]
     for one, three in zip(alone, together, strict=True):

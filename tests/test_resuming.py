@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT, forked_ranks
 from small_jobs import differing, labelled, merged, small_cfg, state_of, write_videos
 
 from distinit_plugin.config.defaults import get_cfg
@@ -22,8 +23,6 @@ from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.jobs import resuming, running
 from distinit_plugin.jobs.running import run
 from distinit_plugin.models.hardware import hardware_has_bf16
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _kills():
@@ -219,8 +218,18 @@ def test_curves_take_the_newest_line_of_each_moment(tmp_path):
 # ------------------------------------------------------------------------------------------------- real processes
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch):
-    """The harness gives up, and leaves nothing behind, before the test's own time limit."""
+    """The harness gives up before the test's own time limit, and nothing of a job outlives the test that made it."""
+    jobs, make_job = [], kills.make_job
+
+    def remembered(*arguments, **keys):
+        jobs.append(make_job(*arguments, **keys))
+        return jobs[-1]
+
     monkeypatch.setattr(kills, "PATIENCE", 120.0)
+    monkeypatch.setattr(kills, "make_job", remembered)
+    yield
+    for job in jobs:
+        job.end_all()
 
 
 def test_killed_and_signalled_runs_end_with_the_weights_of_the_uninterrupted_one(tmp_path):
@@ -237,8 +246,11 @@ def test_killed_and_signalled_runs_end_with_the_weights_of_the_uninterrupted_one
     assert (job.folder / files.RESUME_NAME).is_file()
     line = r"SIGTERM: the state after step \d+ of 36 is saved; the same command goes on from there \(exit status 143\)"
     assert len(re.findall(line, job.printed)) == 1
-    kills.kill_and_restart(job, ("write", "validation"), random.Random(0), 1.0)
+    for aim in ("write", "validation"):
+        job.start()
+        assert kills.kill_once(job, aim, random.Random(0), 1.0), job.printed
     assert job.killed == {"checkpoint write": 1, "precise BN and validation": 1}
+    run(load_cfg(job.config)[0])
     kills.compare(whole.output, job.output)
     assert "Traceback" not in job.printed
     assert "Error" not in job.printed
@@ -270,8 +282,9 @@ def test_a_signal_in_the_final_test_ends_the_job(videos, begun, monkeypatch):
 
 def test_a_killed_rank_is_started_again_and_the_job_ends_equal(tmp_path):
     source = kills.write_videos(tmp_path / "videos")
-    whole = kills.make_job(source, tmp_path / "whole", ranks=2, epochs=1)
-    whole.run()
+    whole = kills.make_job(source, tmp_path / "whole", epochs=1, DETERMINISTIC=True, CPU_RANKS=2)
+    with forked_ranks():
+        run(load_cfg(whole.config)[0])
     job = kills.make_job(source, tmp_path / "killed", ranks=2, epochs=1)
     kills.kill_ranks(job, (1,), random.Random(1))
     assert job.printed.count("continuing from") == 1

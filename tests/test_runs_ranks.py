@@ -1,15 +1,14 @@
-"""Two processes started by torchrun do what one does."""
+"""Whole runs of two ranks do what those of one process do."""
 
 import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import forked_ranks
 from small_jobs import (
     brightness_teacher,
     checkpoint,
@@ -24,10 +23,11 @@ from small_jobs import (
 )
 
 from distinit_plugin.data.sampler import ClipSampler
+from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
 from distinit_plugin.types import SampleKey
 
-ROOT = Path(__file__).resolve().parents[1]
+TWO = {"CPU_RANKS": 2}
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +42,13 @@ def _bad_names(output: Path) -> list[str]:
         return sorted(Path(row["path"]).name for row in csv.DictReader(file))
 
 
-def _torchrun(config: Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(ROOT / "tools" / "run_net.py"), "--cfg", str(config)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(autouse=True)
+def _ranks_are_forked():
+    with forked_ranks():
+        yield
 
 
-def test_two_ranks_train_and_test_as_one(videos, tmp_path):
+def test_two_ranks_train_and_test_as_one(videos, tmp_path, capfd):
     """With batch norm in eval mode (classifier only) the gradient of two ranks is that of one on the joined batch."""
     sections = {
         **labelled(videos, TRAIN="train", VAL="test", TEST="test"),
@@ -66,8 +58,9 @@ def test_two_ranks_train_and_test_as_one(videos, tmp_path):
     }
     alone, together = tmp_path / "alone", tmp_path / "together"
     result = run(small_cfg(videos, alone, **sections))
-    small_cfg(videos, together, **sections)
-    printed = _torchrun(tmp_path / "together.yaml")
+    capfd.readouterr()
+    run(small_cfg(videos, together, **sections, RUNNER=TWO))
+    printed = "".join(capfd.readouterr())
     one, two = weights_of(alone, 2), weights_of(together, 2)
     trunk = [name for name in one if not name.startswith("fc.")]
     assert differing({name: one[name] for name in trunk}, {name: two[name] for name in trunk}) == []
@@ -93,8 +86,7 @@ def test_two_ranks_distil_with_a_gate(videos, tmp_path):
     output = tmp_path / "run"
     corpora = {"VAL": {"ONE": {"FORMAT": "list", "PATH": str(tmp_path / "one.txt")}}}  # nothing for the second rank
     (tmp_path / "one.txt").write_text(f"{videos}/test/bright/video100.mp4\n")
-    small_cfg(videos, output, DISTILL=distill, CORPUS=corpora)
-    _torchrun(tmp_path / "run.yaml")
+    run(small_cfg(videos, output, DISTILL=distill, CORPUS=corpora, RUNNER=TWO))
     (epoch,) = json_stats(output, "train_epoch")
     assert epoch["kept/IMAGENET"] == 0.5
     (validation,) = json_stats(output, "val_epoch")
@@ -114,8 +106,7 @@ def test_two_ranks_validate_what_the_checkpoint_holds(videos, tmp_path):
     sections["CORPUS"] |= {"VAL": node, "TEST": node}
     output = tmp_path / "run"
     test = {"ENABLE": True, "NUM_ENSEMBLE_VIEWS": 1}
-    small_cfg(videos, output, **sections, TEST=test, SOLVER={"BASE_LR": 0.01})
-    _torchrun(tmp_path / "run.yaml")
+    run(small_cfg(videos, output, **sections, TEST=test, SOLVER={"BASE_LR": 0.01}, RUNNER=TWO))
     metrics = json.loads((output / "test" / "metrics.json").read_text())
     assert metrics["num_videos"] == 1
     assert json_stats(output, "val_epoch")[-1]["loss"] == pytest.approx(metrics["clip_loss"], abs=2e-5)
@@ -136,10 +127,10 @@ def test_bad_videos_of_two_ranks_are_one_account(videos, tmp_path):
         "DISTILL": {"TEACHERS": {"IMAGENET": entry}},
         "TRAIN": {"BATCH_SIZE": 12},  # every video in one step
         "CORPUS": {"MAX_BAD_FRACTION": 0.3},
+        "RUNNER": TWO,
     }
-    small_cfg(corpus.parent, output, **settings)
-    printed = _torchrun(tmp_path / "run.yaml", code=1)
-    assert "4 of 12 videos are bad, more than CORPUS.MAX_BAD_FRACTION 0.3" in printed
+    with pytest.raises(UserError, match=r"4 of 12 videos are bad, more than CORPUS\.MAX_BAD_FRACTION 0\.3"):
+        run(small_cfg(corpus.parent, output, **settings))
     assert _bad_names(output) == [f"bad{number}.mp4" for number in range(4)]
     assert len(re.findall("bad video ", (output / "stdout.log").read_text())) == 4
     assert not checkpoint(output).exists()

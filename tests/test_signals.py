@@ -3,20 +3,21 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from test_engine import STEPS, assert_equal_weights, trainer_of, weights_of
+from loops import STEPS, assert_equal_weights, trainer_of, weights_of
+from processes import forked_ranks
+from rank_jobs import agreed_step, ranks_cfg
 
 from distinit_plugin.engine import checkpoint, signals
 from distinit_plugin.engine.meters import JsonLogger
 from distinit_plugin.engine.signals import Agreement, Stopped, StopSignals
 from distinit_plugin.engine.state import Checkpointer
+from distinit_plugin.jobs.launching import launch
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,44 +288,16 @@ def test_without_a_folder_a_signal_just_ends_the_loop():
 
 
 # --------------------------------------------------------------------------------------------------- several ranks
-_RANK = r"""
-import sys, time
-from distinit_plugin.engine import distributed
-from distinit_plugin.engine.signals import Agreement
-distributed.start("cpu")
-agreement, rank, calls = Agreement(), distributed.rank(), []
-gather = distributed.gather_objects
-distributed.gather_objects = lambda value: calls.append(1) or gather(value)
-for step in range(1, 400):
-    time.sleep(0.005)
-    number = 15 if rank == 1 and step >= 150 else 0
-    answer = agreement.ask(step, signal_number=number, save=rank == 1, at_once=step == 7)
-    if answer != (0, False):
-        break
-sys.stdout.write(f"{rank} {step} {answer[0]} {answer[1]} {len(calls)}\n")  # at once: the ranks share the pipe
-distributed.stop()
-"""
-
-
 def test_ranks_agree_on_the_step_without_asking_at_every_one():
     """The second rank alone gets the signal, and wants a state saved, which only the first one decides."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", _RANK],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (tuple(line.split()[1:]) for line in sorted(done.stdout.splitlines()))
+    with forked_ranks():
+        first, second = launch(ranks_cfg(2), agreed_step)
     assert first == second
     step, number, save, calls = first
-    assert int(number) == 15
-    assert save == "False"
-    assert 150 <= int(step) < 399
-    assert int(calls) < 60
+    assert number == 15
+    assert save is False
+    assert 150 <= step < 399
+    assert calls < 60
 
 
 def test_the_pace_of_asking_follows_the_pace_of_the_steps(monkeypatch):

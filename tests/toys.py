@@ -47,6 +47,22 @@ class ToyNetwork(nn.Module):
         return dict(self.state_dict())
 
 
+class Net(nn.Module):
+    """conv with bias – BN – frozen conv – fc, and one parameter that two modules share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 1)
+        self.bn = nn.BatchNorm3d(4)
+        self.frozen = nn.Conv3d(4, 4, 1).requires_grad_(False)
+        self.fc = nn.Linear(4, 2)
+        self.again = nn.Linear(4, 2)
+        self.again.weight = self.fc.weight
+
+    def forward(self, views: dict[str, Tensor]) -> Tensor:
+        return self.fc(self.frozen(self.bn(self.conv(views["rgb"]))).mean((2, 3, 4)))
+
+
 def clip_pixels(seed: int, label: int = 0) -> Tensor:
     """uint8 (3,T,H,W): noise of a random colour, a little brighter in the channel of the label."""
     rng = np.random.default_rng([seed, label])
