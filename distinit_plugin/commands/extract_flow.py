@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the video files; ffv1: a third smaller, slower to read",
     )
     parser.add_argument("--quality", type=whole(1), default=95, help="of the pictures of --format jpg, at most 100")
-    parser.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument(
+        "--workers", type=whole(1), help="processes, of one thread each; default: one per core, on a GPU one"
+    )
     parser.add_argument("--batch-size", type=whole(1), default=8, help="pairs that the back end gets at once")
     parser.add_argument("--verify", action="store_true", help="decode all of the flow that is there, not only its end")
     parser.add_argument(
@@ -60,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Extract; the exit code is 1 when a video could not be read (the others are done)."""
-    from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings, read_corpus
+    from distinit_plugin.jobs.corpus_check import read_corpus
+    from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
 
     settings = make_settings(
         arguments.backend,
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings,
         backend=arguments.backend,
         device=arguments.device,
-        num_workers=arguments.workers,
+        num_workers=arguments.workers or (os.cpu_count() or 1 if arguments.device == "cpu" else 1),
         batch_size=arguments.batch_size,
         timeout=arguments.timeout,
         verify=arguments.verify,

@@ -31,6 +31,14 @@ _SAMPLE_STEP = 50
 """Every so many flows one is also written as JPEG, to tell the size of folders of these."""
 
 
+def check_device(device: str) -> None:
+    """Raise UserError for a device that torch cannot use."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device[:40]} cannot be used: {describe(error)[:200]}. Choose cpu.") from error
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one video.
@@ -163,6 +171,7 @@ class VideoJob:
     def _start(self) -> FlowBackend:
         """One thread per process: the processes are the parallelism."""
         torch.set_num_threads(1)
+        check_device(self.device)
         backend: FlowBackend = build_flow_backend(self.backend, "--backend")
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(1)

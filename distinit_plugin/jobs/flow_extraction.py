@@ -23,11 +23,11 @@ from distinit_plugin.engine.progress import RunLog, open_progress
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.flow.backends import build_flow_backend
+from distinit_plugin.flow.entries import SUFFIX
 from distinit_plugin.flow.store import FlowSettings, FlowStore
 from distinit_plugin.flow.writing import Outcome, VideoJob
-from distinit_plugin.jobs.corpus_check import guess_format
 from distinit_plugin.types import BadVideo
-from distinit_plugin.video.corpus import Corpus, load_corpus
+from distinit_plugin.video.corpus import Corpus
 from distinit_plugin.video.isolated import Crash, run_isolated
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class FlowExtraction:
         new = [outcome for outcome in self.done if not outcome.reused]
         frames = sum(outcome.frames for outcome in new)
         lines = [
-            f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad; {frames} frames in "
-            f"{duration_text(self.seconds)}: {frames / max(self.seconds, 1e-9):.1f} frames/s"
+            f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad"
+            + (f"; {frames} frames in {duration_text(self.seconds)}: {frames / self.seconds:.1f} frames/s" if new else "")
         ]
         total, num_bytes = sum(outcome.frames for outcome in self.done), sum(outcome.num_bytes for outcome in self.done)
         if total:
@@ -123,7 +123,8 @@ def extract_flow(
     with _locked(output):
         store = FlowStore.settle(output, settings, root)
         _check_places(store, paths)
-        _remove_leftovers(output)
+        if settings.layout == "store":  # half a folder of pictures is written over, and there may be millions of files
+            _remove_leftovers(output)
         counter: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Value("q", 0)
         job = VideoJob(store, backend, device, batch_size, timeout, verify, counter)
         result = FlowExtraction(jpeg_quality=settings.quality)
@@ -168,18 +169,6 @@ def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, re
                     result.done.append(outcome)
                 show()
     result.seconds = time.monotonic() - begin
-
-
-def read_corpus(path: str, *, fmt: str = "", root: str = "", subset: str = "", split: int = 1) -> Corpus:
-    """The corpus that a user names on the command line, read as ``check-corpus`` reads it.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    fmt = fmt or guess_format(path)
-    if fmt in ("ucf101", "hmdb51"):
-        subset = subset or "train"
-    return load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
 
 
 def make_settings(backend: str, **values: Any) -> FlowSettings:
@@ -249,14 +238,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _remove_leftovers(output: Path) -> None:
     """What a killed call was about to write."""
-    from shutil import rmtree
-
-    for folder, folders, files in os.walk(output):
-        for name in [name for name in folders if name.endswith(".flow.tmp")]:
-            rmtree(os.path.join(folder, name), ignore_errors=True)
-            folders.remove(name)
-        for name in files:
-            if name.endswith(".flow.mkv.tmp") or (name.startswith(".flow-") and name.endswith(".tmp")):
+    for folder, _, names in os.walk(output):
+        for name in names:
+            if name.endswith(f"{SUFFIX}.tmp") or (name.startswith(".flow-") and name.endswith(".tmp")):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
 

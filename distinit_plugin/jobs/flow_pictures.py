@@ -20,6 +20,7 @@ from distinit_plugin.flow.compute import FlowBackend, SizeRule, resize_frame, ti
 from distinit_plugin.flow.pictures import Flow, Picture, colour_flow, contact_sheet, large_length
 from distinit_plugin.flow.source import FlowSource
 from distinit_plugin.flow.store import FlowStore
+from distinit_plugin.flow.writing import check_device
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.source import FrameSource
@@ -68,14 +69,20 @@ def show_flow(
                 assert kept.settings is not None
                 with kept.reader(video, timeout=timeout) as reader:
                     shown: _Shown = _Kept(source, reader, kept.settings.fps)
-                    _draw(shown, output, f"{os.path.basename(video)}  {kept.settings.backend}", num_frames, largest)
+                    _draw(shown, output, f"{os.path.basename(video)}  {_short(kept.settings.backend)}", num_frames, largest)
             else:
+                check_device(device)
                 shown = _Live(source, build_flow_backend(backend, "--backend"), device, SizeRule.parse(size))
-                _draw(shown, output, f"{os.path.basename(video)}  {shown.backend.identity}", num_frames, largest)
+                _draw(shown, output, f"{os.path.basename(video)}  {_short(shown.backend.identity)}", num_frames, largest)
     except VideoError as error:
         raise UserError(f"{error}.") from error
     except ValueError as error:  # a size that cannot be
         raise UserError(f"{error}.") from error
+
+
+def _short(identity: str) -> str:
+    """Without the parameters."""
+    return identity.split("(")[0].strip()
 
 
 def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: float | None) -> None:
