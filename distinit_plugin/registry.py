@@ -22,6 +22,10 @@ CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
 
+FLOW_BACKENDS = Registry("flow back end")
+"""Optical flow between two frames, see ``distinit_plugin.flow.backends``."""
+
+
 def near_names(name: str, allowed: list[str]) -> list[str]:
     """The one or two of ``allowed`` that somebody who wrote ``name`` may have meant."""
     folded = {option.lower(): option for option in allowed}

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "distinit_plugin"
 LAYERS = (
     {"types", "errors", "registry", "version"},
     {"files"},
-    {"video"},
+    {"video", "flow"},
     {"models"},
     {"weights"},
     {"teachers"},

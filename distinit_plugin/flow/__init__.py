@@ -1,1 +1,6 @@
-"""Optical flow: back ends behind one interface, error measures, pictures."""
+"""Optical flow between frames: back ends behind one interface, error measures, ``.flo`` files, pictures."""
+
+from distinit_plugin.flow import opencv, raft, tvl1_backend  # noqa: F401  they register themselves
+from distinit_plugin.flow.backends import FlowBackend, build_flow_backend, rgb_to_gray
+
+__all__ = ["FlowBackend", "build_flow_backend", "rgb_to_gray"]
