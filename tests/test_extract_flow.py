@@ -189,7 +189,7 @@ def test_frames_that_the_back_end_refuses_are_bad_videos(corpus, tmp_path, monke
     def refuse(self, first, second):
         raise UserError("frames of 4×5 pixels are too small")
 
-    monkeypatch.setattr(Difference, "__call__", refuse)
+    monkeypatch.setattr(Difference, "_compute", refuse)
     result = extract(corpus / "two", tmp_path / "store")
     reasons = {os.path.basename(bad.path): bad.reason for bad in result.bad}
     assert reasons["a.mp4"] == "its flow cannot be computed: frames of 4×5 pixels are too small"

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,7 @@ def extract_flow(
     settings: FlowSettings,
     *,
     backend: str,
+    options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     num_workers: int = 1,
     batch_size: int = 8,
@@ -101,6 +102,7 @@ def extract_flow(
         output: Folder of the store.
         settings: How flow is made and kept.
         backend: Name of the back end, which has the identity that ``settings`` names.
+        options: The back end's arguments.
         device: Where it computes.
         num_workers: Processes.
         batch_size: Pairs that the back end gets at once.
@@ -126,7 +128,7 @@ def extract_flow(
         if settings.layout == "store":  # half a folder of pictures is written over, and there may be millions of files
             _remove_leftovers(output)
         counter: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Value("q", 0)
-        job = VideoJob(store, backend, device, batch_size, timeout, verify, counter)
+        job = VideoJob(store, backend, options or {}, device, batch_size, timeout, verify, counter)
         result = FlowExtraction(jpeg_quality=settings.quality)
         log = RunLog(None, console=console or Console(stderr=True))
         try:
@@ -171,13 +173,13 @@ def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, re
     result.seconds = time.monotonic() - begin
 
 
-def make_settings(backend: str, **values: Any) -> FlowSettings:
+def make_settings(backend: str, options: Mapping[str, Any], **values: Any) -> FlowSettings:
     """Settings with the identity of a back end.
 
     Raises:
         UserError: There is no such back end, or a value is not possible.
     """
-    identity = build_flow_backend(backend, "--backend").identity
+    identity = build_flow_backend(backend, "--backend", **options).identity
     try:
         return FlowSettings(backend=identity, **values)
     except ValueError as error:
