@@ -15,6 +15,8 @@ SHIPPED = "distinit_plugin.shipped.configs"
 PARQUET = ["pyarrow>=15"]
 # torch.onnx writes with the first two; the third computes what was written.
 ONNX = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+# OpenCV's TV-L1 is among its contributed modules.
+FLOW = ["opencv-contrib-python-headless>=4.10"]
 
 setup(
     name="distinit-plugin",
@@ -52,7 +54,8 @@ setup(
         "safetensors": ["safetensors>=0.4"],
         "parquet": PARQUET,
         "onnx": ONNX,
-        "all": ["timm>=1.0", "pytorchvideo==0.1.5", "tensorboard>=2.16", "safetensors>=0.4", *PARQUET, *ONNX],
+        "flow": FLOW,
+        "all": ["timm>=1.0", "pytorchvideo==0.1.5", "tensorboard>=2.16", "safetensors>=0.4", *PARQUET, *ONNX, *FLOW],
         "dev": [
             "timm>=1.0",
             "pytorchvideo==0.1.5",
@@ -60,6 +63,7 @@ setup(
             "safetensors>=0.4",
             *PARQUET,
             *ONNX,
+            *FLOW,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -22,7 +22,7 @@ CORPORA = Registry("corpus format")
 """Readers of lists and folders of videos, see ``distinit_plugin.video.corpus``."""
 
 FLOW_BACKENDS = Registry("flow back end")
-"""What computes optical flow, see ``distinit_plugin.flow.backends``."""
+"""Optical flow between two frames, see ``distinit_plugin.flow.backends``."""
 
 
 def near_names(name: str, allowed: list[str]) -> list[str]:

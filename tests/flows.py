@@ -11,16 +11,19 @@ import torch
 from videos import write_video
 
 from distinit_plugin.cli import main
+from distinit_plugin.flow.backends import FlowBackend
 from distinit_plugin.flow.store import FlowSettings
 from distinit_plugin.registry import FLOW_BACKENDS
 
 
-class Difference:
+class Difference(FlowBackend):
     """u: a tenth of what red gains, v: of what green gains; up to ±25.5 px."""
 
+    name = "test_difference"
+    min_side = 1
     identity = "test_difference 1"
 
-    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    def _compute(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return (second[:, :2].float() - first[:, :2].float()) / 10
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from flows import Extraction, contents, settings, write_flow_corpus
+from flows import Difference, Extraction, contents, settings, write_flow_corpus
 from PIL import Image
 from videos import write_video
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.flow.folders import PictureFolder
 from distinit_plugin.flow.store import FlowStore
-from distinit_plugin.jobs.flow_extraction import FlowExtraction, common_root, extract_flow, read_corpus
+from distinit_plugin.jobs.corpus_check import read_corpus
+from distinit_plugin.jobs.flow_extraction import FlowExtraction, common_root, extract_flow
 from distinit_plugin.jobs.flow_pictures import show_flow
 
 SLOW = os.environ.get("DISTINIT_TEST_SLOW") == "1"
@@ -177,6 +178,23 @@ def test_wrong_flags_are_one_sentence(corpus, tmp_path, capsys, words, message):
     assert message in told
     assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_device_that_is_not_there_ends_the_whole(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"--device tpu:7 cannot be used.*0 of 5 videos are done"):
+        extract_flow(read_corpus(str(corpus)), tmp_path, settings(), backend="test_difference", device="tpu:7")
+
+
+def test_frames_that_the_back_end_refuses_are_bad_videos(corpus, tmp_path, monkeypatch):
+    def refuse(self, first, second):
+        raise UserError("frames of 4×5 pixels are too small")
+
+    monkeypatch.setattr(Difference, "_compute", refuse)
+    result = extract(corpus / "two", tmp_path / "store")
+    reasons = {os.path.basename(bad.path): bad.reason for bad in result.bad}
+    assert reasons["a.mp4"] == "its flow cannot be computed: frames of 4×5 pixels are too small"
+    assert [os.path.basename(one.path) for one in result.done] == ["single.mp4"]
+    assert not any((tmp_path / "store").rglob("*.tmp"))
 
 
 def test_roots(corpus, tmp_path):

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("corpus", help="folder of videos, list, csv, or folder of split files")
     parser.add_argument("output", type=Path, help="folder of the flow")
-    parser.add_argument("--backend", default="dual_tvl1", help="dual_tvl1 (OpenCV), dis_medium, dis_fast, …")
+    parser.add_argument("--backend", default="dual_tvl1", help="dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft (torch)")
+    parser.add_argument("--weights", default="", help="of raft: a file, or a tag of torchvision")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1")
     parser.add_argument(
         "--size", default="256", help="size of the frames before: short side, WIDTHxHEIGHT, or native; default: 256"
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the video files; ffv1: a third smaller, slower to read",
     )
     parser.add_argument("--quality", type=whole(1), default=95, help="of the pictures of --format jpg, at most 100")
-    parser.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument(
+        "--workers", type=whole(1), help="processes, of one thread each; default: one per core, on a GPU one"
+    )
     parser.add_argument("--batch-size", type=whole(1), default=8, help="pairs that the back end gets at once")
     parser.add_argument("--verify", action="store_true", help="decode all of the flow that is there, not only its end")
     parser.add_argument(
@@ -60,10 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Extract; the exit code is 1 when a video could not be read (the others are done)."""
-    from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings, read_corpus
+    from distinit_plugin.jobs.corpus_check import read_corpus
+    from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
 
+    options = {"weights": arguments.weights} if arguments.weights else {}
     settings = make_settings(
         arguments.backend,
+        options,
         bound=arguments.bound,
         rounding=arguments.rounding,
         size=arguments.size,
@@ -84,8 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         settings,
         backend=arguments.backend,
+        options=options,
         device=arguments.device,
-        num_workers=arguments.workers,
+        num_workers=arguments.workers or (os.cpu_count() or 1 if arguments.device == "cpu" else 1),
         batch_size=arguments.batch_size,
         timeout=arguments.timeout,
         verify=arguments.verify,

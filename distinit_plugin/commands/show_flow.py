@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="a video file, or a folder of frames")
     parser.add_argument("output", type=Path, help="FILE.png: a sheet of some frames; FILE.mp4: all of the video")
     parser.add_argument("--store", default="", metavar="FOLDER", help="show the flow that is kept there (extract-flow)")
-    parser.add_argument("--backend", default="dual_tvl1", help="otherwise: dual_tvl1 (OpenCV), dis_medium, dis_fast, …")
+    parser.add_argument("--backend", default="dual_tvl1", help="otherwise: dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft")
+    parser.add_argument("--weights", default="", help="of raft: a file, or a tag of torchvision")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1")
     parser.add_argument("--size", default="256", help="size of the frames before: short side, WIDTHxHEIGHT, or native")
     parser.add_argument("--frames", type=whole(1), default=8, help="frames of the sheet, evenly spaced")
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         store=arguments.store,
         backend=arguments.backend,
+        options={"weights": arguments.weights} if arguments.weights else {},
         device=arguments.device,
         size=arguments.size,
         num_frames=arguments.frames,

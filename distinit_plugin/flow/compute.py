@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.flow.backends import FlowBackend
 from distinit_plugin.flow.codes import Codes, Quantiser
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.index import FrameIndex, Int64Array
@@ -20,19 +20,6 @@ from distinit_plugin.video.sampling import resample
 from distinit_plugin.video.source import Frames, FrameSource
 
 MAX_SIDE = 8192
-
-
-class FlowBackend(Protocol):
-    """A way of computing flow, on the device of the frames."""
-
-    @property
-    def identity(self) -> str:
-        """Name, parameters and library version: flows of equal identities may be mixed."""
-        ...
-
-    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
-        """(N,3,H,W) uint8 RGB, twice → (N,2,H,W) float32 (u, v): how far pixels of the first move to the second."""
-        ...
 
 
 @dataclass(frozen=True)

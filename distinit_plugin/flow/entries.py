@@ -7,6 +7,7 @@ from what, and has a checksum of each picture; nothing in the file depends on wh
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import tempfile
@@ -98,15 +99,17 @@ def write_entry(
         scratch = tempfile.TemporaryFile(dir=place.parent, prefix=".flow-", suffix=".tmp")  # noqa: SIM115
     except OSError as error:
         raise _unwritable(place, error) from error
-    with scratch:
-        try:
-            height, width = _encode(flows, scratch, codec)
-            sums = _checksums(scratch)
-        except OSError as error:
-            raise _unwritable(place, error) from error
+    try:
+        height, width = _encode(flows, scratch, codec)
+        sums = _checksums(scratch)
         told = {**description(), "version": FORMAT_VERSION, "flows": len(sums), "height": height, "width": width}
         told["crc32"] = base64.b64encode(np.array(sums, dtype=_CHECKSUMS).tobytes()).decode("ascii")
         write_file(place, lambda file: _copy_tagged(scratch, file, json.dumps(told, sort_keys=True)))
+    except OSError as error:
+        raise _unwritable(place, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # what a full disk did not take is lost anyway
+            scratch.close()
     return place.stat().st_size
 
 

@@ -1,4 +1,4 @@
-"""Flow as colour: the direction is the hue, the length the saturation; no motion is white."""
+"""Frames beside their flow as colour: contact sheets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
+
+from distinit_plugin.flow.colour import flow_to_colour
 
 Picture = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
@@ -17,17 +20,13 @@ _WHEEL = 48
 
 
 def colour_flow(flow: Flow, largest: float) -> Picture:
-    """(…,H,W,2) pixels → (…,H,W,3) uint8 RGB.
+    """(H,W,2) pixels → (H,W,3) uint8 RGB, see ``flow_to_colour``.
 
     Args:
-        flow: u (to the right: red) and v (down: yellow-green).
-        largest: Length that gets the full colour, pixels, above 0; longer ones get it, too.
+        flow: u and v.
+        largest: Length that gets the full colour, pixels, above 0.
     """
-    angle = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi)
-    strength = np.minimum(np.hypot(flow[..., 0], flow[..., 1]) / largest, 1)
-    # How much each channel lacks: most at the opposite of its own place on the circle.
-    lacking = [np.clip(2 - np.abs((6 * angle + shift) % 6 - 3), 0, 1) for shift in (0, 4, 2)]
-    return np.rint(255 * (1 - strength[..., None] * np.stack(lacking, axis=-1))).astype(np.uint8)
+    return flow_to_colour(torch.from_numpy(flow).permute(2, 0, 1), largest).permute(1, 2, 0).numpy()
 
 
 def large_length(flows: Sequence[Flow]) -> float:

@@ -16,9 +16,9 @@ import torch
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_text
-from distinit_plugin.flow.backends import build_flow_backend
+from distinit_plugin.flow.backends import FlowBackend, build_flow_backend
 from distinit_plugin.flow.codes import Codes
-from distinit_plugin.flow.compute import FlowBackend, SizeRule, Tally, video_flow
+from distinit_plugin.flow.compute import SizeRule, Tally, video_flow
 from distinit_plugin.flow.entries import EntryReader, write_entry
 from distinit_plugin.flow.folders import PICTURE_NAME, jpeg_bytes
 from distinit_plugin.flow.identity import Identity
@@ -29,6 +29,14 @@ from distinit_plugin.video.guard import describe
 
 _SAMPLE_STEP = 50
 """Every so many flows one is also written as JPEG, to tell the size of folders of these."""
+
+
+def check_device(device: str) -> None:
+    """Raise UserError for a device that torch cannot use."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device[:40]} cannot be used: {describe(error)[:200]}. Choose cpu.") from error
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class VideoJob:
     Attributes:
         store: Where to.
         backend: Name of the back end.
+        options: Its arguments.
         device: Where it computes.
         batch_size: Pairs at once.
         timeout: Seconds for the index, and for each frame.
@@ -78,6 +87,7 @@ class VideoJob:
 
     store: FlowStore
     backend: str
+    options: Mapping[str, Any]
     device: str
     batch_size: int
     timeout: float
@@ -163,7 +173,8 @@ class VideoJob:
     def _start(self) -> FlowBackend:
         """One thread per process: the processes are the parallelism."""
         torch.set_num_threads(1)
-        backend: FlowBackend = build_flow_backend(self.backend, "--backend")
+        check_device(self.device)
+        backend = build_flow_backend(self.backend, "--backend", **self.options)
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(1)
         return backend

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from distinit_plugin.config.paths import unwritable
 from distinit_plugin.errors import UserError
 from distinit_plugin.video.check import CorpusReport, check_corpus
-from distinit_plugin.video.corpus import load_corpus
+from distinit_plugin.video.corpus import Corpus, load_corpus
 
 VIDEO_LISTS = {".csv": "csv", ".txt": "list", ".lst": "list"}
 
@@ -23,6 +23,25 @@ def guess_format(path: str) -> str:
     if (place / "classInd.txt").is_file():
         return "ucf101"
     return "hmdb51" if any(place.glob("*_test_split1.txt")) else "folder"
+
+
+def read_corpus(path: str, *, fmt: str = "", root: str = "", subset: str = "", split: int = 1) -> Corpus:
+    """A corpus as a command line names it.
+
+    Args:
+        path: Folder of videos, list, csv, or folder of split files.
+        fmt: Its format; empty: ``guess_format``.
+        root: Where the videos of a list are.
+        subset: ``train`` or ``test`` of UCF-101 and HMDB-51; empty: ``train``.
+        split: Their split.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    fmt = fmt or guess_format(path)
+    if fmt in ("ucf101", "hmdb51"):
+        subset = subset or "train"
+    return load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
 
 
 def check(
@@ -56,10 +75,7 @@ def check(
     if output is not None:  # found out before hours of decoding
         for problem in unwritable("--output", str(output.parent), "--output FOLDER/FILE.csv"):
             raise UserError(problem)
-    fmt = fmt or guess_format(path)
-    if fmt in ("ucf101", "hmdb51"):
-        subset = subset or "train"
-    corpus = load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
+    corpus = read_corpus(path, fmt=fmt, root=root, subset=subset, split=split)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("decoding", total=len(corpus))

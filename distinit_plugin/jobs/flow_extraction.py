@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,11 @@ from distinit_plugin.engine.progress import RunLog, open_progress
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.flow.backends import build_flow_backend
+from distinit_plugin.flow.entries import SUFFIX
 from distinit_plugin.flow.store import FlowSettings, FlowStore
 from distinit_plugin.flow.writing import Outcome, VideoJob
-from distinit_plugin.jobs.corpus_check import guess_format
 from distinit_plugin.types import BadVideo
-from distinit_plugin.video.corpus import Corpus, load_corpus
+from distinit_plugin.video.corpus import Corpus
 from distinit_plugin.video.isolated import Crash, run_isolated
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class FlowExtraction:
         new = [outcome for outcome in self.done if not outcome.reused]
         frames = sum(outcome.frames for outcome in new)
         lines = [
-            f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad; {frames} frames in "
-            f"{duration_text(self.seconds)}: {frames / max(self.seconds, 1e-9):.1f} frames/s"
+            f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad"
+            + (f"; {frames} frames in {duration_text(self.seconds)}: {frames / self.seconds:.1f} frames/s" if new else "")
         ]
         total, num_bytes = sum(outcome.frames for outcome in self.done), sum(outcome.num_bytes for outcome in self.done)
         if total:
@@ -87,6 +87,7 @@ def extract_flow(
     settings: FlowSettings,
     *,
     backend: str,
+    options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     num_workers: int = 1,
     batch_size: int = 8,
@@ -101,6 +102,7 @@ def extract_flow(
         output: Folder of the store.
         settings: How flow is made and kept.
         backend: Name of the back end, which has the identity that ``settings`` names.
+        options: The back end's arguments.
         device: Where it computes.
         num_workers: Processes.
         batch_size: Pairs that the back end gets at once.
@@ -123,9 +125,10 @@ def extract_flow(
     with _locked(output):
         store = FlowStore.settle(output, settings, root)
         _check_places(store, paths)
-        _remove_leftovers(output)
+        if settings.layout == "store":  # half a folder of pictures is written over, and there may be millions of files
+            _remove_leftovers(output)
         counter: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Value("q", 0)
-        job = VideoJob(store, backend, device, batch_size, timeout, verify, counter)
+        job = VideoJob(store, backend, options or {}, device, batch_size, timeout, verify, counter)
         result = FlowExtraction(jpeg_quality=settings.quality)
         log = RunLog(None, console=console or Console(stderr=True))
         try:
@@ -170,25 +173,13 @@ def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, re
     result.seconds = time.monotonic() - begin
 
 
-def read_corpus(path: str, *, fmt: str = "", root: str = "", subset: str = "", split: int = 1) -> Corpus:
-    """The corpus that a user names on the command line, read as ``check-corpus`` reads it.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    fmt = fmt or guess_format(path)
-    if fmt in ("ucf101", "hmdb51"):
-        subset = subset or "train"
-    return load_corpus(fmt, "corpus", path=path, root=root, subset=subset, split=split)
-
-
-def make_settings(backend: str, **values: Any) -> FlowSettings:
+def make_settings(backend: str, options: Mapping[str, Any], **values: Any) -> FlowSettings:
     """Settings with the identity of a back end.
 
     Raises:
         UserError: There is no such back end, or a value is not possible.
     """
-    identity = build_flow_backend(backend, "--backend").identity
+    identity = build_flow_backend(backend, "--backend", **options).identity
     try:
         return FlowSettings(backend=identity, **values)
     except ValueError as error:
@@ -249,14 +240,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _remove_leftovers(output: Path) -> None:
     """What a killed call was about to write."""
-    from shutil import rmtree
-
-    for folder, folders, files in os.walk(output):
-        for name in [name for name in folders if name.endswith(".flow.tmp")]:
-            rmtree(os.path.join(folder, name), ignore_errors=True)
-            folders.remove(name)
-        for name in files:
-            if name.endswith(".flow.mkv.tmp") or (name.startswith(".flow-") and name.endswith(".tmp")):
+    for folder, _, names in os.walk(output):
+        for name in names:
+            if name.endswith(f"{SUFFIX}.tmp") or (name.startswith(".flow-") and name.endswith(".tmp")):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -15,11 +15,12 @@ from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
-from distinit_plugin.flow.backends import build_flow_backend
-from distinit_plugin.flow.compute import FlowBackend, SizeRule, resize_frame, timeline
+from distinit_plugin.flow.backends import FlowBackend, build_flow_backend
+from distinit_plugin.flow.compute import SizeRule, resize_frame, timeline
 from distinit_plugin.flow.pictures import Flow, Picture, colour_flow, contact_sheet, large_length
 from distinit_plugin.flow.source import FlowSource
 from distinit_plugin.flow.store import FlowStore
+from distinit_plugin.flow.writing import check_device
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.source import FrameSource
@@ -36,6 +37,7 @@ def show_flow(
     *,
     store: str = "",
     backend: str = "dual_tvl1",
+    options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     size: str = "256",
     num_frames: int = 8,
@@ -49,6 +51,7 @@ def show_flow(
         output: ``.png`` for a sheet of some frames, ``.mp4`` for all of them.
         store: Folder of kept flow; empty: it is computed.
         backend: By which.
+        options: Its arguments.
         device: Where.
         size: See ``SizeRule``; the kept flow has its own.
         num_frames: Of the sheet.
@@ -68,14 +71,20 @@ def show_flow(
                 assert kept.settings is not None
                 with kept.reader(video, timeout=timeout) as reader:
                     shown: _Shown = _Kept(source, reader, kept.settings.fps)
-                    _draw(shown, output, f"{os.path.basename(video)}  {kept.settings.backend}", num_frames, largest)
+                    _draw(shown, output, f"{os.path.basename(video)}  {_short(kept.settings.backend)}", num_frames, largest)
             else:
-                shown = _Live(source, build_flow_backend(backend, "--backend"), device, SizeRule.parse(size))
-                _draw(shown, output, f"{os.path.basename(video)}  {shown.backend.identity}", num_frames, largest)
+                check_device(device)
+                shown = _Live(source, build_flow_backend(backend, "--backend", **(options or {})), device, SizeRule.parse(size))
+                _draw(shown, output, f"{os.path.basename(video)}  {_short(shown.backend.identity)}", num_frames, largest)
     except VideoError as error:
         raise UserError(f"{error}.") from error
     except ValueError as error:  # a size that cannot be
         raise UserError(f"{error}.") from error
+
+
+def _short(identity: str) -> str:
+    """Without the parameters."""
+    return identity.split("(")[0].strip()
 
 
 def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: float | None) -> None:
