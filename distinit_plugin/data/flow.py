@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distinit_plugin.flow.backends import FlowBackend
 from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.compute import FlowBackend
 from distinit_plugin.flow.source import FlowSource, MissingFlowError
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.types import ViewSpec

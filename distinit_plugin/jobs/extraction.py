@@ -90,7 +90,7 @@ def extract(
         import_parquet()
     trained = read_trained(checkpoint, opts)
     with open_session(trained.cfg, log_to_folder=False, console=console) as session:
-        network = trained.network_for_videos()
+        network = trained.network()
         names = _check_layers(trained, network, layers)
         specs = dict(network.view_specs("test"))
         _check_views(checkpoint, network)

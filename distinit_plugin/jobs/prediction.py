@@ -73,7 +73,7 @@ def predict(
     cfg.freeze()
     names = _read_names(class_file) if class_file else trained.class_names
     with open_session(cfg, log_to_folder=False) as session:
-        network = trained.network_for_videos()
+        network = trained.network()
         specs = dict(network.view_specs("test"))
         session.check_convolutions(network, specs)
         listing = Listing(root="", labeled=False)

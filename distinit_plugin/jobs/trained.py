@@ -24,6 +24,9 @@ from distinit_plugin.weights.image_networks import is_image_network
 INPUT_KEYS = ("DATA.NUM_FRAMES", "DATA.SAMPLING_RATE", "DATA.TEST_CROP_SIZE", "DATA.MEAN", "DATA.STD")
 """What a network is fed: the keys that a user of a file may set."""
 
+FURTHER_KEYS = ("CORPUS.TARGET_FPS", "CORPUS.TEST_SCALE", "FLOW.BACKEND", "FLOW.WEIGHTS", "FLOW.BOUND")
+"""How videos are read for it: the user may set these, too; a file that does not say them means the defaults."""
+
 ADVICE = "Weights of other programs are translated by distinit convert-weights first."
 
 
@@ -58,31 +61,19 @@ class Trained:
         load_weights(network, self.path, strict=True)
         return network
 
-    def network_for_videos(self) -> Network:
-        """As :meth:`network`, where it is to be fed from videos.
-
-        Raises:
-            UserError: It sees optical flow.
-            WeightsError: As :meth:`network`.
-        """
-        network = self.network()
-        if any(spec.modality != "rgb" for spec in network.view_specs("test").values()):
-            raise UserError(f"{self.path} sees optical flow, and this version makes none from videos.")
-        return network
-
 
 def read_trained(checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collection[str] = ()) -> Trained:
     """Read what a file says about its network; what it does not say is assumed, in one line on standard error.
 
     Args:
         checkpoint: A file that ``distinit run``, ``distinit probe`` or ``distinit convert-weights`` wrote.
-        opts: ``KEY VALUE …`` of :data:`INPUT_KEYS` instead of what the file says.
+        opts: ``KEY VALUE …`` of :data:`INPUT_KEYS` and :data:`FURTHER_KEYS` instead of what the file says.
         more_keys: Keys that are allowed, too.
 
     Raises:
         UserError: The file is unreadable or of another program, or a key or value is not allowed.
     """
-    keys = (*INPUT_KEYS, *more_keys)
+    keys = (*INPUT_KEYS, *FURTHER_KEYS, *more_keys)
     for key in opts[0::2]:
         if key not in keys:
             raise UserError(f"--opts: {key} cannot be set here. Allowed: {', '.join(keys)}.")
@@ -109,6 +100,8 @@ def read_trained(checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collec
     cfg.NUM_GPUS = int(torch.cuda.is_available())
     cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
     cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "auto"
+    # Flow of videos that anybody names is computed.
+    cfg.FLOW.STORE, cfg.FLOW.LAYOUT, cfg.FLOW.MISSING = "", "store", "refuse"
     cfg.freeze()
     return Trained(checkpoint, cfg, num_classes, [str(name) for name in (own or {}).get("class_names", [])])
 

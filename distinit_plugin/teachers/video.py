@@ -14,18 +14,18 @@ from distinit_plugin.types import LayerInfo, ModelOutput, Split, ViewSpec
 
 
 class NetworkTeacher(nn.Module):
-    """A network that is fed frames picked for a teacher; its last layer is also called ``feature_map``."""
+    """A network that is fed frames, or flow, picked for a teacher; its last layer is also called ``feature_map``."""
 
     def __init__(self, network: VideoNetwork, view: ViewSpec) -> None:
         """Feed ``network`` with ``view``.
 
         Raises:
-            UserError: The network sees more than frames.
+            UserError: The network sees more than one of them.
         """
         views = list(network.view_specs("test"))
-        if views != ["rgb"]:
+        if len(views) != 1:
             raise UserError(
-                f"{type(network).__name__} sees {' and '.join(views)}, but a teacher is shown frames alone. Choose "
+                f"{type(network).__name__} sees {' and '.join(views)}, but a teacher is shown one of them. Choose "
                 "another ARCH."
             )
         super().__init__()
