@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("corpus", help="folder of videos, list, csv, or folder of split files")
     parser.add_argument("output", type=Path, help="folder of the flow")
-    parser.add_argument("--backend", default="dual_tvl1", help="dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft (torch)")
+    parser.add_argument(
+        "--backend", default="dual_tvl1", help="dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft (torch)"
+    )
     parser.add_argument("--weights", default="", help="of raft: a file, or a tag of torchvision")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1")
     parser.add_argument(

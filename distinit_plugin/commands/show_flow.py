@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="a video file, or a folder of frames")
     parser.add_argument("output", type=Path, help="FILE.png: a sheet of some frames; FILE.mp4: all of the video")
     parser.add_argument("--store", default="", metavar="FOLDER", help="show the flow that is kept there (extract-flow)")
-    parser.add_argument("--backend", default="dual_tvl1", help="otherwise: dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft")
+    parser.add_argument(
+        "--backend", default="dual_tvl1", help="otherwise: dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft"
+    )
     parser.add_argument("--weights", default="", help="of raft: a file, or a tag of torchvision")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu, cuda, cuda:1")
     parser.add_argument("--size", default="256", help="size of the frames before: short side, WIDTHxHEIGHT, or native")

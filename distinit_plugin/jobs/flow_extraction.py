@@ -61,7 +61,11 @@ class FlowExtraction:
         frames = sum(outcome.frames for outcome in new)
         lines = [
             f"{len(new)} videos done, {len(self.done) - len(new)} were there, {len(self.bad)} bad"
-            + (f"; {frames} frames in {duration_text(self.seconds)}: {frames / self.seconds:.1f} frames/s" if new else "")
+            + (
+                f"; {frames} frames in {duration_text(self.seconds)}: {frames / self.seconds:.1f} frames/s"
+                if new
+                else ""
+            )
         ]
         total, num_bytes = sum(outcome.frames for outcome in self.done), sum(outcome.num_bytes for outcome in self.done)
         if total:

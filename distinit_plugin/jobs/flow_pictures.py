@@ -71,11 +71,21 @@ def show_flow(
                 assert kept.settings is not None
                 with kept.reader(video, timeout=timeout) as reader:
                     shown: _Shown = _Kept(source, reader, kept.settings.fps)
-                    _draw(shown, output, f"{os.path.basename(video)}  {_short(kept.settings.backend)}", num_frames, largest)
+                    _draw(
+                        shown,
+                        output,
+                        f"{os.path.basename(video)}  {_short(kept.settings.backend)}",
+                        num_frames,
+                        largest,
+                    )
             else:
                 check_device(device)
-                shown = _Live(source, build_flow_backend(backend, "--backend", **(options or {})), device, SizeRule.parse(size))
-                _draw(shown, output, f"{os.path.basename(video)}  {_short(shown.backend.identity)}", num_frames, largest)
+                shown = _Live(
+                    source, build_flow_backend(backend, "--backend", **(options or {})), device, SizeRule.parse(size)
+                )
+                _draw(
+                    shown, output, f"{os.path.basename(video)}  {_short(shown.backend.identity)}", num_frames, largest
+                )
     except VideoError as error:
         raise UserError(f"{error}.") from error
     except ValueError as error:  # a size that cannot be
