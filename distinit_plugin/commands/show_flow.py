@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="256", help="size of the frames before: short side, WIDTHxHEIGHT, or native")
     parser.add_argument("--frames", type=whole(1), default=8, help="frames of the sheet, evenly spaced")
     parser.add_argument(
-        "--largest", type=positive, help="length of the full colour, pixels; default: 99 %% of some frames are below"
+        "--largest", type=positive, help="length of the full colour, pixels; default: from the flow, at least 1"
     )
     parser.add_argument(
         "--timeout", type=seconds, default=300.0, help="seconds that the video may take to be indexed or give a frame"

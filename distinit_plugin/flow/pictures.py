@@ -30,9 +30,12 @@ def colour_flow(flow: Flow, largest: float) -> Picture:
 
 
 def large_length(flows: Sequence[Flow]) -> float:
-    """The length below which 99 % of the vectors stay, at least a tenth of a pixel: a good full colour."""
-    lengths = np.concatenate([np.hypot(flow[..., 0], flow[..., 1]).ravel() for flow in flows])
-    return max(float(np.quantile(lengths, 0.99)), 0.1)
+    """A good length for the full colour: what 99 % of the vectors of a flow stay below, in the mean of the flows.
+
+    At least a pixel: below that the steps of the codes would be all that is seen.
+    """
+    lengths = [float(np.quantile(np.hypot(flow[..., 0], flow[..., 1]), 0.99)) for flow in flows]
+    return max(sum(lengths) / len(lengths), 1.0)
 
 
 def wheel(size: int) -> Picture:
