@@ -298,15 +298,17 @@ def test_no_classifier(folder, video, tmp_path, capsys):
     assert rows.dtype.names == ("start", "end", "features")
 
 
-def test_flow_is_exported_and_not_fed(video, tmp_path, capsys):
+def test_flow_networks_are_exported_and_fed(video, tmp_path, capsys):
     spec = InputSpec(mean=(0.5, 0.5), std=(0.5, 0.5), modality="flow")
     state = layouts.state_of(build_network("C3D", num_classes=3, input=spec, width=4))
     torch.save(state, tmp_path / "public.pth")
     flow = str(tmp_path / "flow.pyth")
     convert(str(tmp_path / "public.pth"), flow, to="C3D")
-    for words in (["predict", video], ["extract-features", video, "--output", str(tmp_path / "out")]):
-        assert cli.main([*words, "--checkpoint", flow]) == 1
-        assert "sees optical flow" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
+    predict = ["predict", video, "--classes", str(tmp_path / "names.txt"), "--clips", "1"]
+    for words in (predict, ["extract-features", video, "--output", str(tmp_path / "out")]):
+        assert cli.main([*words, "--checkpoint", flow, "--opts", *OPTS]) == 0
+    assert "three" in capsys.readouterr().out
     assert cli.main(["export", flow, str(tmp_path / "x.safetensors"), "--opts", *OPTS]) == 0
     assert json.loads(str(read_checkpoint(tmp_path / "x.safetensors").details["input"]))["mean"] == [0.5, 0.5]
 

@@ -1,5 +1,6 @@
 """Whole jobs whose student sees flow, computed in the step or stored; with labels, and with a teacher of frames."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,11 @@ def test_a_teacher_of_flow_beside_a_student_of_frames(videos: Path, tmp_path: Pa
 
 
 def test_what_the_store_lacks_is_refused_by_name_or_computed(videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(videos / "train", tmp_path / "train")  # found by the last parts of their paths, and their content
     for name in CLASSES:
-        (tmp_path / "more" / name).mkdir(parents=True)
-        write_video(tmp_path / "more" / name / "late.mp4", 8, SIDE, SIDE)
-    further = {
-        "CORPUS": {"TRAIN": {"MORE": {"PATH": str(tmp_path / "more"), "LABELED": True}}, "MAX_BAD_FRACTION": 1.0}
-    }
+        write_video(tmp_path / "train" / name / "late.mp4", 8, SIDE, SIDE)
+    other = {"VIDEOS": {"PATH": str(tmp_path / "train")}}
+    further = {"CORPUS": {"TRAIN": other, "MAX_BAD_FRACTION": 1.0}, "RUNNER": {"CLIPS_PER_EPOCH": 8}}
     sections = merged(further, {"FLOW": {"STORE": str(videos / "flow")}, "TEST": {"ENABLE": False}})
     flow_run(videos, tmp_path / "refused", **sections)
     bad = (tmp_path / "refused" / "bad_videos.csv").read_text()
