@@ -6,6 +6,9 @@ import pytest
 import torch
 from small_jobs import write_videos
 
+from distinit_plugin.engine.curves import plot_curves, read_curves
+from distinit_plugin.jobs import running
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _numerics():
@@ -19,6 +22,20 @@ def _quick_collections():
     """The loader collects garbage before each epoch; it must not look through a million imported objects every time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_pictures():
+    """A third of a small run is the drawing of its curves: they are only read, unless a test has ``drawn_curves``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "plot_curves", lambda runs, output: [read_curves(run) for run in runs.values()])
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch):
+    """Runs of this process draw their curves."""
+    monkeypatch.setattr(running, "plot_curves", plot_curves)
 
 
 @pytest.fixture(scope="session")

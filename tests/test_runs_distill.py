@@ -31,6 +31,7 @@ def teacher(tmp_path_factory) -> Path:
     return write_teacher(tmp_path_factory.mktemp("teacher") / "res2d.pth")
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_pretraining_learns_the_teacher_and_leaves_what_a_run_leaves(videos, teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     output = tmp_path / "run"
