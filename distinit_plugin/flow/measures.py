@@ -65,7 +65,9 @@ def angular_error(flow: Tensor, reference: Tensor, valid: Tensor | None = None) 
 
     Barron et al., "Performance of Optical Flow Techniques", IJCV 1994. Arguments and errors as ``end_point_error``.
     """
-    flow, reference = (torch.nn.functional.pad(tensor.double(), (0, 0, 0, 0, 0, 1), value=1.0) for tensor in _fitting(flow, reference))
+    flow, reference = (
+        torch.nn.functional.pad(tensor.double(), (0, 0, 0, 0, 0, 1), value=1.0) for tensor in _fitting(flow, reference)
+    )
     # The angle from sine and cosine together: an arc cosine alone is inexact for small angles.
     sine = torch.linalg.vector_norm(torch.linalg.cross(flow, reference, dim=-3), dim=-3)
     angle = torch.atan2(sine, (flow * reference).sum(-3)).rad2deg()
