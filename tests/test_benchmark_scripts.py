@@ -122,6 +122,24 @@ def test_million_paths(script, tmp_path):
     assert found["peak"] > 0 < found["workers"]
 
 
+def test_flow(script, capsys, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    if not hasattr(cv2, "optflow"):
+        pytest.skip("this OpenCV lacks the contributed modules")
+    flow, measures = script("flow"), importlib.import_module("distinit_plugin.flow.measures")
+    (tmp_path / "still").mkdir()
+    for number in (10, 11):
+        cv2.imwrite(str(tmp_path / "still" / f"frame{number}.png"), flow.np.full((24, 30, 3), 9, flow.np.uint8))
+    measures.write_flo(tmp_path / "still" / "flow10.flo", flow.torch.ones(2, 24, 30))
+    video = str(write_video(tmp_path / "a.mp4", 12))
+    words = ["--pairs", str(tmp_path), "--videos", video, "--sizes", "24", "--rounds", "1", "--batch", "2"]
+    assert flow.main([*words, "--threads", "1", "--device", "cpu"]) == 0
+    rows = _rows(capsys.readouterr().out)
+    assert rows["still"][3:] == ["1.4142, 1.4142", "1.000 ≤ 1.02: yes"]
+    assert rows["a.mp4, 24²"][0].endswith("yes")
+    assert float(rows["24², 1 threads, 2 pairs, dis_fast"][0].split()[0]) > 0
+
+
 def test_data_wait(script, capsys):
     wait = script("data_wait")
     assert wait.main(["--steps", "11", "--videos", "8"]) == 0

@@ -1,8 +1,8 @@
 """One interface for everything that computes optical flow between two frames.
 
-The conventions, which every back end keeps: flow is forward (``first`` at (x, y) looks like ``second`` at (x + u, y + v)),
-in pixels of the frames as given (resize first, then compute), the channels are (u, v), and a pair's flow depends on the two
-frames alone: neither on the other pairs of the call nor on earlier calls.
+The conventions, which every back end keeps: flow is forward (``first`` at (x, y) looks like ``second`` at
+(x + u, y + v)), in pixels of the frames as given (resize first, then compute), the channels are (u, v), and a pair's
+flow depends on the two frames alone: neither on the other pairs of the call nor on earlier calls.
 """
 
 from __future__ import annotations

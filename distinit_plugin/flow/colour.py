@@ -1,4 +1,4 @@
-"""Flow as a picture: the angle is the hue, the magnitude is the saturation (as in the figures of D3D, arXiv 1812.08249)."""
+"""Flow as a picture: the angle is the hue, the magnitude the saturation (as in D3D's figures, arXiv 1812.08249)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distinit_plugin.flow.measures import known_flow
 def flow_to_colour(flow: Tensor, scale: float) -> Tensor:
     """A picture of a flow.
 
-    No motion is white. Motion to the right is red; turning clockwise, as one sees it, downwards is yellow-green, to the left
-    cyan, upwards violet (hues 0°, 90°, 180°, 270°). A magnitude of ``scale`` or more has the full colour. Unknown flow
-    (see ``measures.known_flow``) is black.
+    No motion is white. Motion to the right is red; turning clockwise, as one sees it, downwards is yellow-green, to the
+    left cyan, upwards violet (hues 0°, 90°, 180°, 270°). A magnitude of ``scale`` or more has the full colour. Unknown
+    flow (see ``measures.known_flow``) is black.
 
     Args:
         flow: (…,2,H,W), (u,v) in pixels.
@@ -36,7 +36,7 @@ def flow_to_colour(flow: Tensor, scale: float) -> Tensor:
     u, v = flow.float().where(known.unsqueeze(-3), 0.0).unbind(-3)
     saturation = (torch.hypot(u, v) / scale).clamp(max=1.0)
     sector = torch.atan2(v, u) * (3 / math.pi)  # hue in sixths of the circle, −3 … 3
-    # HSV with value 1: each primary fades to white's complement by its distance from its own hue.
+    # HSV with value 1: each primary is taken from white by its distance from its own hue.
     shares = []
     for own_sector in (0.0, 2.0, 4.0):
         distance = (sector - own_sector).remainder(6.0)

@@ -34,8 +34,8 @@ is not compared."""
 def median5(planes: Tensor) -> Tensor:
     """The median of every pixel's 5×5 window; beyond the border the nearest pixel is repeated.
 
-    The columns of all windows are sorted first (one sort serves five windows), then their rows, which leaves the columns
-    sorted.
+    The columns of all windows are sorted first (one sort serves five windows), then their rows, which leaves the
+    columns sorted.
 
     Args:
         planes: (M,H,W), floating.
@@ -59,8 +59,8 @@ def median5(planes: Tensor) -> Tensor:
 def _order_statistics(row: Tensor, ranks: list[int]) -> dict[int, Tensor]:
     """Values of some ranks (0: the smallest) of every five neighbours.
 
-    Two pairs, (x, x+1) and (x+2, x+3), are merged, and the fifth value finds its place; a pair is compared once for both
-    of its roles.
+    Two pairs, (x, x+1) and (x+2, x+3), are merged, and the fifth value finds its place; a pair is compared once for
+    both of its roles.
 
     Args:
         row: (M,H,W+4).

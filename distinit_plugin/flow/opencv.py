@@ -1,7 +1,7 @@
 """OpenCV's optical flow: DualTVL1, the choice of the two-stream papers, and the much faster DIS. On the CPU.
 
-DualTVL1: http://www.ipol.im/pub/art/2013/26/. DIS: T. Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV
-2016. How many threads OpenCV uses is the process's own setting (``cv2.setNumThreads``).
+DualTVL1: http://www.ipol.im/pub/art/2013/26/. DIS: T. Kroeger et al., "Fast Optical Flow using Dense Inverse Search",
+ECCV 2016. How many threads OpenCV uses is the process's own setting (``cv2.setNumThreads``).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def import_cv2(name: str) -> Any:
         raise UserError(f"{name}: OpenCV is not installed or cannot be loaded ({error}): {advice}") from error
     if not hasattr(cv2, "optflow"):
         raise UserError(
-            f"{name}: the OpenCV that is installed ({cv2.__version__}) lacks the contributed modules: uninstall it, then "
-            f"{advice}"
+            f"{name}: the OpenCV that is installed ({cv2.__version__}) lacks the contributed modules: uninstall it, "
+            f"then {advice}"
         )
     return cv2
 

@@ -1,5 +1,6 @@
-"""RAFT of torchvision as a back end: Z. Teed, J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV
-2020 (arXiv 2003.12039). Meant for a GPU.
+"""RAFT of torchvision as a back end, meant for a GPU.
+
+Z. Teed, J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020 (arXiv 2003.12039).
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def _read_weights(weights: str, size: str) -> Mapping[str, Tensor]:
             found: Mapping[str, Tensor] = TAGS[size][weights].get_state_dict(progress=False, check_hash=True)
         except Exception as error:  # no network, no space, a damaged download: urllib and torch raise all kinds
             raise WeightsError(
-                f"raft: torchvision's weights {weights} cannot be downloaded ({error}). Download the file elsewhere and "
-                "give its path."
+                f"raft: torchvision's weights {weights} cannot be downloaded ({error}). Download the file elsewhere "
+                "and give its path."
             ) from error
         return found
     path = Path(weights).expanduser()
@@ -118,8 +119,8 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], weights: str, size: s
     wrong += [key for key in state if key not in own]
     if wrong:
         raise WeightsError(
-            f"raft: {weights} does not hold the weights of torchvision's raft_{size}: {len(wrong)} keys are missing, of "
-            f"another shape or unknown, the first is {wrong[0]}. Give other weights or the other size."
+            f"raft: {weights} does not hold the weights of torchvision's raft_{size}: {len(wrong)} keys are missing, "
+            f"of another shape or unknown, the first is {wrong[0]}. Give other weights or the other size."
         )
     network.load_state_dict(state)
 

@@ -36,15 +36,18 @@ def warp_cubic(planes: Tensor, flow: Tensor) -> Tensor:
     """``planes`` at x + u, y + v, cubic with a = −0.75; what lies beyond the border is 0.
 
     Args:
-        planes: (N,C,H,W), floating; H and W at least 2.
+        planes: (N,C,H,W), floating.
         flow: (N,2,H,W), (u,v) in pixels.
 
     Returns:
         (N,C,H,W).
     """
     height, width = planes.shape[-2:]
+    # grid_sample counts from −1 to 1. With sides that are powers of two, whole pixels have exact places there, so that
+    # still pictures are warped to themselves; the zeros that are added are what lies beyond the border anyway.
+    wide, high = (1 << (side - 1).bit_length() for side in (width, height))
+    planes = F.pad(planes, (0, wide - width, 0, high - height))
     x = torch.arange(width, device=flow.device, dtype=flow.dtype)
     y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None]
-    # grid_sample counts from −1 to 1, from the first pixel's centre to the last one's.
-    grid = torch.stack([(x + flow[:, 0]) * (2 / (width - 1)) - 1, (y + flow[:, 1]) * (2 / (height - 1)) - 1], dim=-1)
-    return F.grid_sample(planes, grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+    places = ((x + flow[:, 0] + 0.5) * (2 / wide) - 1, (y + flow[:, 1] + 0.5) * (2 / high) - 1)
+    return F.grid_sample(planes, torch.stack(places, dim=-1), mode="bicubic", padding_mode="zeros", align_corners=False)

@@ -1,7 +1,7 @@
 """TV-L1 optical flow of many pairs at once, on the CPU or a GPU.
 
-The method of C. Zach, T. Pock, H. Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007, in the
-form of J. Sánchez Pérez, E. Meinhardt-Llopis, G. Facciolo, "TV-L1 Optical Flow Estimation", IPOL 2013
+The method of C. Zach, T. Pock, H. Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007, in
+the form of J. Sánchez Pérez, E. Meinhardt-Llopis, G. Facciolo, "TV-L1 Optical Flow Estimation", IPOL 2013
 (http://www.ipol.im/pub/art/2013/26/), with the pyramid, the median filter and the parameters of OpenCV's
 ``DualTVL1OpticalFlow``, whose flow it gives but for rounding.
 """
@@ -24,14 +24,14 @@ MIN_SCALE_SIDE = 16
 """Of the coarsest scale, pixels; a smaller picture is its own only scale."""
 
 CPU_CHUNK_PIXELS = 50_000
-"""Pixels that are iterated together, for each thread: enough that starting an operation costs little, few enough that what
-they need stays in the cache."""
+"""Pixels that are iterated together, for each thread: enough that starting an operation costs little, few enough that
+what they need stays in the cache."""
 
-GPU_CHUNK_PIXELS = 2**24
+GPU_CHUNK_PIXELS = 2**22
 """About 2 GiB."""
 
 GPU_CHECK_EVERY = 10
-"""Iterations between two looks of the host at a GPU."""
+"""See ``check_interval``."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class TVL1Settings:
     outer_iterations: int = 10
     scale_step: float = 0.8
     median: bool = True
+
+
+def check_interval(device: torch.device) -> int:
+    """Iterations between two looks at which pairs still move: a look makes the host wait for a GPU."""
+    return 1 if device.type == "cpu" else GPU_CHECK_EVERY
 
 
 @torch.no_grad()
@@ -139,10 +144,9 @@ def _solve_warp(
             written there.
         settings: Parameters.
     """
-    on_cpu = gradient.device.type == "cpu"
-    check_every = 1 if on_cpu else GPU_CHECK_EVERY
+    check_every = check_interval(gradient.device)
     places = torch.arange(len(gradient), device=gradient.device)
-    state = _Iteration(whole, _data_term(gradient, residual, settings), settings, masked=not on_cpu)
+    state = _Iteration(whole, _data_term(gradient, residual, settings), settings, masked=check_every > 1)
     for _ in range(settings.outer_iterations):
         if settings.median:
             state.flow.copy_(median5(state.flow.flatten(0, 1)).view_as(state.flow))
@@ -170,8 +174,8 @@ def _write(whole: tuple[Tensor, Tensor, Tensor], places: Tensor, state: _Iterati
 class _DataTerm(NamedTuple):
     """What a warp's iterations read.
 
-    With the residual rho + g·u of the linearised brightness, the minimiser of the data term is u − g·clamp((rho + g·u) / |g|²,
-    ± lambda theta): all three cases of the papers' thresholding at once.
+    With the residual rho + g·u of the linearised brightness, the minimiser of the data term is
+    u − g·clamp((rho + g·u) / |g|², ± lambda theta): all three cases of the papers' thresholding at once.
     """
 
     gradient: Tensor
@@ -191,10 +195,10 @@ def _data_term(gradient: Tensor, residual: Tensor, settings: TVL1Settings) -> _D
 class _Iteration:
     """Some pairs' variables during a warp, and the memory of a step.
 
-    All planes lie behind one another, so that a neighbour along x is one place away and one along y is W places away, whatever
-    the plane: every operation runs over contiguous memory. At a plane's border this meets the next plane or row. For the
-    derivatives, those places are set to zero. The dual variables of such a derivative therefore remain zero, so their
-    divergence is right at the border as it is; only before the first and behind the last plane is there something to add.
+    All planes lie behind one another, so that a neighbour along x is one place away and one along y is W places away,
+    whatever the plane: every operation runs over contiguous memory. At a border this meets the next row or plane. The
+    derivatives there are set to zero; their dual variables therefore remain zero, and the divergence on the border's
+    other side is right as it is. Only before the first and behind the last plane does memory have to be added.
 
     Attributes:
         flow: (N,2,H,W).
@@ -213,7 +217,7 @@ class _Iteration:
             settings: Parameters.
             masked: Keep pairs that have come to rest as they are; otherwise the caller takes them out after each step.
         """
-        flow, dual_x, dual_y = values
+        flow = values[0]
         pairs, _, height, width = flow.shape
         length, self.settings, self.data = flow.numel(), settings, data
         flow_memory, x_memory, y_memory = (flow.new_zeros(length + pad) for pad in (width, 1, width))
@@ -259,9 +263,13 @@ class _Iteration:
         self._dual_x.add_(dx, alpha=settings.tau).div_(norm)
         self._dual_y.add_(dy, alpha=settings.tau).div_(norm)
         moving = torch.linalg.vector_norm(move.view(pairs, -1), dim=1) > self._limit
+        self.hold(moving)
+        return moving
+
+    def hold(self, moving: Tensor) -> None:
+        """Keep what does not move (N,) as it is from now on, where there is a mask."""
         if self._mask is not None:
             self._mask.mul_(moving[:, None])
-        return moving
 
     def subset(self, pairs: Tensor) -> _Iteration:
         """The pairs that a (N,) mask names, in memory of their own."""
