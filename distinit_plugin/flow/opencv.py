@@ -117,7 +117,7 @@ class DIS(OpenCVFlow):
 
 @register_backend
 class DISMedium(DIS):
-    """About 100 times as fast as DualTVL1."""
+    """Some 50 times as fast as DualTVL1 (``benchmarks/README.md``)."""
 
     name = "dis_medium"
     preset = "MEDIUM"
@@ -126,7 +126,7 @@ class DISMedium(DIS):
 
 @register_backend
 class DISFast(DIS):
-    """About 500 times as fast as DualTVL1."""
+    """Some 200 times as fast as DualTVL1 (``benchmarks/README.md``)."""
 
     name = "dis_fast"
     preset = "FAST"
