@@ -44,6 +44,7 @@ from distinit_plugin.data.dataset import ClipDataset
 from distinit_plugin.engine.memory import keep_freed_memory
 from distinit_plugin.errors import UserError
 from distinit_plugin.types import SampleKey, ViewSpec
+from distinit_plugin.video import sampling
 from distinit_plugin.video.corpus import load_corpus
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.index import FrameIndex, IndexCache
@@ -66,9 +67,10 @@ class Clip(NamedTuple):
 class Recorder(ClipDataset):
     """Notes the frames and the region that a key stands for, so that the peers decode the same."""
 
-    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> np.ndarray:
-        self.frames = super()._clip(index, key, rng)
-        return self.frames
+    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> sampling.Clip:
+        chosen = super()._clip(index, key, rng)
+        self.frames = chosen.timeline[chosen.places]
+        return chosen
 
     def _geometry(self, height: int, width: int, key: SampleKey, rng: np.random.Generator) -> Geometry:
         self.geometry = super()._geometry(height, width, key, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -68,6 +69,18 @@ def write_text(path: str | os.PathLike[str], text: str, *, shared: bool = False,
     """``write_file`` for text, in UTF-8; names of files need not be valid in it and still find their file."""
     content = text.encode("utf-8", "surrogateescape")
     write_file(path, lambda file: file.write(content), shared=shared, durable=durable)
+
+
+def replace_folder(temporary: Path, place: Path) -> None:
+    """Give a finished folder its name; one that is there goes first (folders cannot change places at once).
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    if place.exists():
+        shutil.rmtree(place)
+    os.rename(temporary, place)
+    _flush_folder(place.parent)
 
 
 def _remove(path: str | os.PathLike[str]) -> None:

@@ -17,8 +17,8 @@ from loops import (
     trainer_of,
     weights_of,
 )
-from processes import forked_ranks
 from rank_jobs import ranks_cfg, sums_and_objects
+from rank_processes import forked_ranks
 from torch import nn
 from toys import SPEC, ToyNetwork, batch_of
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT, ended, forked_ranks, free_port, run_forked, start
 from rank_jobs import all_fail, fails, ranks_cfg
+from rank_processes import ROOT, ended, forked_ranks, free_port, run_forked, start
 from small_jobs import json_stats, labelled, small_cfg, weights_of, write_videos
 
 from distinit_plugin import cli

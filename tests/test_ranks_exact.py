@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import forked_ranks
 from rank_jobs import CASES, evaluate_all, exact_gradients, ranks_cfg, step_gradient, train_all
+from rank_processes import forked_ranks
 from small_jobs import brightness_teacher, labelled, small_cfg, weights_of, write_teacher, write_videos
 from torch import nn
 from torch.nn import functional as F

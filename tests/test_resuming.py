@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import ROOT, forked_ranks
+from rank_processes import ROOT, forked_ranks
 from small_jobs import differing, labelled, merged, small_cfg, state_of, write_videos
 
 from distinit_plugin.config.defaults import get_cfg

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import forked_ranks
+from rank_processes import forked_ranks
 from small_jobs import (
     brightness_teacher,
     checkpoint,

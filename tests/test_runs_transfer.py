@@ -268,7 +268,7 @@ def test_prediction_by_name(videos, finetuned, tmp_path):
 
 
 def test_prediction_refuses_a_pretraining(videos, pretrained):
-    with pytest.raises(UserError, match="pre-training without classes"):
+    with pytest.raises(UserError, match="has no classifier"):
         predict([str(videos / "test" / "dark" / "video100.mp4")], checkpoint=str(checkpoint(pretrained, 2)))
 
 

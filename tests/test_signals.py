@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from loops import STEPS, assert_equal_weights, trainer_of, weights_of
-from processes import forked_ranks
 from rank_jobs import agreed_step, ranks_cfg
+from rank_processes import forked_ranks
 
 from distinit_plugin.engine import checkpoint, signals
 from distinit_plugin.engine.meters import JsonLogger

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from distinit_plugin.errors import UserError, VideoError
-from distinit_plugin.files import write_text
+from distinit_plugin.files import replace_folder, write_text
 from distinit_plugin.flow.backends import FlowBackend, build_flow_backend
 from distinit_plugin.flow.codes import Codes
 from distinit_plugin.flow.compute import SizeRule, Tally, video_flow
@@ -219,9 +219,7 @@ def _write_pictures(place: Path, flows: Iterable[Codes], told: Any, quality: int
                 (temporary / PICTURE_NAME.format(component=component, number=count)).write_bytes(data)
         description: Mapping[str, Any] = {**told(), "flows": count}
         write_text(temporary / PICTURES_FILE, json.dumps(description, sort_keys=True) + "\n")
-        if place.exists():
-            shutil.rmtree(place)
-        os.rename(temporary, place)
+        replace_folder(temporary, place)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         hint = "Free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Look at its rights"
