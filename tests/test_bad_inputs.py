@@ -50,7 +50,7 @@ YAML = [
     Case("huge float", lambda p: p.job(SOLVER={"BASE_LR": "9" * 400}), ("SOLVER.BASE_LR", "999...999", "not a number")),
     Case("huge batch", lambda p: p.job("TRAIN.BATCH_SIZE", 10**12), ("TRAIN.BATCH_SIZE", "≤ 1000000000")),
     Case("mean of two", lambda p: p.job(DATA={"MEAN": [0.5, 0.5]}), ("DATA.MEAN", "one entry for each")),
-    Case("flow from frames", lambda p: p.job(NETWORK={"MODALITY": "flow"}), ("MODALITY flow", "2 channels", "one entry")),
+    Case(
         "flow from frames",
         lambda p: p.job(NETWORK={"MODALITY": "flow"}),
         ("NETWORK.MODALITY flow", "2 channels", "Give one entry"),
