@@ -122,7 +122,8 @@ def test_full_disk_loses_nothing_finished(corpus, whole, tmp_path):
     assert "File too large" in limited.said
     assert "start again to go on" in limited.said
     assert "Traceback" not in limited.said
-    left = contents(output)
+    # The other worker was ended in the middle of a file, maybe.
+    left = {name: data for name, data in contents(output).items() if not name.endswith(".tmp")}
     assert left
     assert all(contents(whole)[name] == data for name, data in left.items())
     assert Extraction(corpus, output, log).end() == 1
