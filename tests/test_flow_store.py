@@ -15,7 +15,7 @@ from videos import write_video
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.compute import SizeRule, Tally, timeline, video_flow
+from distinit_plugin.flow.compute import SizeRule, Tally, video_flow
 from distinit_plugin.flow.entries import CODECS, TAG, EntryReader, write_entry
 from distinit_plugin.flow.folders import FlowArray, PictureFolder, jpeg_bytes
 from distinit_plugin.flow.identity import Identity
@@ -271,7 +271,7 @@ def test_flow_leads_from_each_frame_to_the_next(tmp_path):
         assert (flow_of(path, batch_size=batch_size)[0] == wanted).all()
     # At another rate: flow between the frames that are picked, none between a frame and itself.
     for fps in (10.0, 40.0):
-        numbers = timeline(seconds, fps)
+        numbers = seconds.timeline(fps)
         flows, tally = flow_of(path, fps=fps)
         picked = frames[numbers]
         assert (flows == Quantiser().encode((picked[1:] - picked[:-1])[..., :2] / 10)).all()

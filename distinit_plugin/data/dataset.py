@@ -17,7 +17,7 @@ from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
 from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
 from distinit_plugin.video.decode import FrameSource, open_video
 from distinit_plugin.video.index import FrameIndex, IndexCache
-from distinit_plugin.video.sampling import Clip, clip_at, dense_starts, random_clip, resample, uniform_clip
+from distinit_plugin.video.sampling import Clip, clip_at, dense_starts, random_clip, uniform_clip
 from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry
 
 # First word of the entropy of each random stream; the sampler has 1 and 2.
@@ -201,7 +201,7 @@ class ClipDataset(Dataset[Sample]):
         """Number of dense test clips of one video; 1 when it is bad."""
         try:
             with open_video(self.videos[index].path, cache=self._cache, timeout=self._timeout) as reader:
-                return len(self._dense_starts(len(self._timeline(reader.index))))
+                return len(self._dense_starts(len(reader.index.timeline(self._clip_spec.target_fps))))
         except VideoError:
             return 1
 
@@ -265,16 +265,10 @@ class ClipDataset(Dataset[Sample]):
                     views[spec.pixels] = self._flow.compute(views.pop(spec.pairs), spec.stack)
         return views
 
-    def _timeline(self, index: FrameIndex) -> np.ndarray:
-        """Source frame of each frame after resampling, int64 (N,)."""
-        if self._clip_spec.target_fps is None:
-            return np.arange(index.num_frames)
-        return resample(index.seconds, self._clip_spec.target_fps)
-
     def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> Clip:
         """The student's clip."""
         spec = self._clip_spec
-        timeline = self._timeline(index)
+        timeline = index.timeline(spec.target_fps)
         total = len(timeline)
         if spec.num_frames is None:
             return Clip(timeline, np.arange(total))

@@ -78,7 +78,7 @@ class StoredFlow:
 
     Attributes:
         store: Where flow is read.
-        code: How views are coded; the store may be coded otherwise.
+        bound: Of the views' codes, pixels; the store may have another.
         live: Computes the flow of videos that the store lacks; ``None``: they are bad videos.
     """
 

@@ -71,10 +71,8 @@ class SlidingWindows:
         self._specs = {spec.pixels: spec for spec in specs.values()}
         self._clip = next(iter(specs.values()))
         self._scale = test_scale or self._clip.crop_size
-        index = source.index
-        fps = self._clip.target_fps
-        self._timeline = np.arange(index.num_frames) if fps is None else resample(index.seconds, fps)
-        self._starts = self._lay_out(index, spacing)
+        self._timeline = source.index.timeline(self._clip.target_fps)
+        self._starts = self._lay_out(source.index, spacing)
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -15,8 +15,6 @@ from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.flow.backends import FlowBackend
 from distinit_plugin.flow.codes import Codes, Quantiser
 from distinit_plugin.video.guard import check_size
-from distinit_plugin.video.index import FrameIndex, Int64Array
-from distinit_plugin.video.sampling import resample
 from distinit_plugin.video.source import Frames, FrameSource
 
 MAX_SIDE = 8192
@@ -83,11 +81,6 @@ class Tally:
     size: tuple[int, int] = field(default=(0, 0))
 
 
-def timeline(index: FrameIndex, fps: float | None) -> Int64Array:
-    """Source frame of each frame at a rate, (T,) int64; ``None``: every frame once."""
-    return np.arange(index.num_frames) if fps is None else resample(index.seconds, fps)
-
-
 def video_flow(
     source: FrameSource,
     backend: FlowBackend,
@@ -122,7 +115,7 @@ def video_flow(
     check_size(width, 2 * height)
     tally.size = height, width
     still = np.full((height, width, 2), quantiser.zero, dtype=np.uint8)
-    numbers, times = np.unique(timeline(source.index, fps), return_counts=True)
+    numbers, times = np.unique(source.index.timeline(fps), return_counts=True)
     repeats = [int(count) - 1 for count in times]  # nothing moves between a frame and itself
     frames = (resize_frame(frame, height, width) for frame in source.stream(numbers))
     place = 0

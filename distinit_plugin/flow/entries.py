@@ -15,8 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, BinaryIO, Self, cast
+from typing import IO, Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -29,7 +28,7 @@ from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
 from distinit_plugin.flow.codes import Codes, Quantiser
 from distinit_plugin.flow.source import MissingFlowError, kept_numbers
-from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, stat_file, video_errors
+from distinit_plugin.video.guard import MAX_PIXELS, Closing, Deadline, check_size, stat_file, video_errors
 from distinit_plugin.video.images import WHOLE, Window, window_size
 from distinit_plugin.video.index import Int64Array, packets_of
 
@@ -208,7 +207,7 @@ def _muxer(file: _Watched) -> OutputContainer:
     return av.open(file, "w", format="matroska", options=dict(_MUXER))
 
 
-class EntryReader:
+class EntryReader(Closing):
     """The flow of one video from its file, see ``FlowSource``.
 
     Attributes:
@@ -244,14 +243,6 @@ class EntryReader:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; more than once is fine."""

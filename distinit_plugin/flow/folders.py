@@ -6,8 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from io import BytesIO
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +14,7 @@ from PIL import Image
 from distinit_plugin.errors import VideoError
 from distinit_plugin.flow.codes import Codes, Quantiser
 from distinit_plugin.flow.source import MissingFlowError, kept_numbers
-from distinit_plugin.video.guard import Deadline, check_size, stat_file, video_errors
+from distinit_plugin.video.guard import Closing, Deadline, check_size, stat_file, video_errors
 from distinit_plugin.video.images import WHOLE, Window, window_size
 from distinit_plugin.video.index import Int64Array
 
@@ -27,28 +25,7 @@ _PICTURE = re.compile(r"flow_([xy])_([0-9]{1,9})\.jpg")
 _ARRAY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class _Source:
-    """What both kinds share: they are opened for every read, and nothing stays open."""
-
-    path: str
-    num_flows: int
-    height: int
-    width: int
-    quantiser: Quantiser
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing stays open between reads."""
-
-
-class PictureFolder(_Source):
+class PictureFolder(Closing):
     """A folder of ``flow_x_00001.jpg``, ``flow_y_00001.jpg``, …: see ``FlowSource``.
 
     Such pictures do not say how they were quantised, so that bound and rounding have to be known.
@@ -140,7 +117,7 @@ def jpeg_bytes(codes: Codes, quality: int) -> tuple[bytes, bytes]:
     return files[0], files[1]
 
 
-class FlowArray(_Source):
+class FlowArray(Closing):
     """An ``.npy`` file of I3D's release: (1,T,H,W,2) or (T,H,W,2) in [-1,1], which is the flow by its bound.
 
     It is mapped, not loaded: a clip of a long video costs what the clip costs. Its values were codes once, and are

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
 from distinit_plugin.flow.backends import FlowBackend, build_flow_backend
-from distinit_plugin.flow.compute import SizeRule, resize_frame, timeline
+from distinit_plugin.flow.compute import SizeRule, resize_frame
 from distinit_plugin.flow.pictures import Flow, Picture, colour_flow, contact_sheet, large_length
 from distinit_plugin.flow.source import FlowSource
 from distinit_plugin.flow.store import FlowStore
@@ -121,7 +121,7 @@ class _Shown:
 
     def __init__(self, source: FrameSource, fps: float | None) -> None:
         self._source = source
-        self.numbers = timeline(source.index, fps)
+        self.numbers = source.index.timeline(fps)
         seconds = float(source.index.seconds[-1] - source.index.seconds[0])
         own = (source.index.num_frames - 1) / seconds if seconds > 0 else 25.0
         self.rate = Fraction(min(max(fps or own, 1.0), 120.0)).limit_denominator(1000)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import av
 import numpy as np
@@ -19,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from distinit_plugin.errors import VideoError
-from distinit_plugin.video.guard import MAX_PIXELS, Deadline, check_size, describe, stat_file, video_errors
+from distinit_plugin.video.guard import MAX_PIXELS, Closing, Deadline, check_size, describe, stat_file, video_errors
 from distinit_plugin.video.images import IMAGE_EXTENSIONS, WHOLE, ImageReader, Window, list_frames, window_size
 from distinit_plugin.video.index import (
     FrameIndex,
@@ -76,7 +74,7 @@ def open_video(
     return VideoReader(name, cache=cache, timeout=timeout)
 
 
-class VideoReader:
+class VideoReader(Closing):
     """A video file. ``index`` tells its frames, ``read`` gives them.
 
     Only files without usable time stamps are opened a second time, when they are read after having been indexed.
@@ -112,14 +110,6 @@ class VideoReader:
             raise
         if cache is not None and cached is None:
             cache.put(self.path, status, self.index)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; more than once is fine."""

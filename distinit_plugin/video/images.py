@@ -6,15 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from distinit_plugin.errors import VideoError
-from distinit_plugin.video.guard import Deadline, check_size, stat_file, video_errors
+from distinit_plugin.video.guard import Closing, Deadline, check_size, stat_file, video_errors
 from distinit_plugin.video.index import FrameIndex, Int64Array
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -56,7 +54,7 @@ def list_frames(folder: str) -> list[str]:
         return [os.path.join(folder, name) for name in sorted(names, key=natural_key)]
 
 
-class ImageReader:
+class ImageReader(Closing):
     """Image files as the frames of one video, all of the size of the first."""
 
     def __init__(self, path: str, files: Sequence[str], *, timeout: float | None = None) -> None:
@@ -77,17 +75,6 @@ class ImageReader:
         numbers = np.arange(len(files), dtype=np.int64)
         time_base = Fraction(1, FRAMES_PER_SECOND)
         self.index = FrameIndex(numbers, numbers, time_base, height, width, 0, numbers, numbers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing stays open between reads."""
 
     def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> npt.NDArray[np.uint8]:
         """Frames by number, in the order asked for, repeats allowed.

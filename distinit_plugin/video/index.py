@@ -28,6 +28,7 @@ from av.video.stream import VideoStream
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
 from distinit_plugin.video.guard import MAX_PIXELS, Deadline, describe
+from distinit_plugin.video.sampling import resample
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -80,6 +81,10 @@ class FrameIndex:
     def seconds(self) -> npt.NDArray[np.float64]:
         """(N,) presentation time of each frame, seconds."""
         return self.pts.astype(np.float64) * float(self.time_base)
+
+    def timeline(self, fps: float | None) -> Int64Array:
+        """(T,) source frame of each frame at a rate, see ``sampling.resample``; ``None``: every frame once."""
+        return np.arange(self.num_frames) if fps is None else resample(self.seconds, fps)
 
     def to_array(self) -> Int64Array:
         """All fields as one vector of integers, see ``from_array``."""
