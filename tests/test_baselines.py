@@ -339,6 +339,38 @@ def test_two_stream_is_the_average_of_averages() -> None:
     assert output.features.shape == (2, network.feature_dim) == (2, 512)
 
 
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_a_stream_alone_is_that_half(stream: str) -> None:
+    both, alone = small("TwoStream", 2).eval(), small("TwoStream", 2, streams=stream).eval()
+    number = ["rgb", "flow"].index(stream)
+    with torch.no_grad():
+        nn.init.normal_(both.fc.bias)
+        weights = {key: value for key, value in both.state_dict().items() if key.startswith(f"{stream}.")}
+        weights |= {f"fc.{key}": value[:, number : number + 1] for key, value in both.fc.state_dict().items()}
+        alone.load_state_dict(weights)
+        assert list(alone.view_specs("train")) == [stream]
+        views = views_of(both, 2)
+        found, whole = alone({stream: views[stream]}, taps=[f"{stream}.4F"]), both(views)
+        streams = torch.stack([both.fc(whole.features.view(2, 2, -1)[:, part], part) for part in range(2)])
+    torch.testing.assert_close(found.features, whole.features.view(2, 2, -1)[:, number])
+    torch.testing.assert_close(found.logits, streams[number])
+    torch.testing.assert_close(whole.logits, streams.mean(0))
+    assert (streams[0] - streams[1]).abs().max() > 1e-3
+    assert all(layer.startswith(f"{stream}.") for layer in alone.layers)
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_fused_of_one_stream_fuses_its_channels_alone(stream: str) -> None:
+    network = small("Fused3D", 5, streams=stream)
+    views = views_of(network, 1)
+    assert list(views) == [stream]
+    network(views).logits.sum().backward()
+    assert network.fusion[0].in_channels == 256
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    with pytest.raises(UserError, match=r"NETWORK.STREAMS is 'depth'. Allowed: both, rgb, flow"):
+        small("Fused3D", 5, streams="depth")
+
+
 def test_fused_runs_on_other_lengths_and_refuses_unequal_ones() -> None:
     network = small("Fused3D", 5).eval()
     with torch.no_grad():

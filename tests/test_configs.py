@@ -144,18 +144,26 @@ NETWORKS = {
     "lstm": "ConvLSTM",
     "c3d": "C3D",
     "two_stream_rgb": "S3DG",
+    "two_stream_flow": "TwoStream",
     "two_stream": "TwoStream",
+    "fused3d_rgb": "Fused3D",
+    "fused3d_flow": "Fused3D",
     "fused3d": "Fused3D",
     "i3d_rgb": "I3D",
     "i3d_flow": "I3D",
 }
-SEE_FLOW = {"two_stream", "fused3d", "i3d_flow"}
+SEE_FLOW = {"two_stream", "two_stream_flow", "fused3d", "fused3d_flow", "i3d_flow"}
+SINGLE_STREAMS = {"two_stream_flow": "flow", "fused3d_rgb": "rgb", "fused3d_flow": "flow"}
+SNAPSHOTS = {"two_stream_rgb", "two_stream_flow"}
 INTERFACES = {  # Table 1: frames, frames between them, frames of the test clip; crop and short side
     "lstm": (25, 5, 50, 224, 256),
     "c3d": (16, 1, 0, 112, 128),
     "two_stream_rgb": (1, 1, 0, 224, 256),
+    "two_stream_flow": (1, 1, 0, 224, 256),
     "two_stream": (1, 10, 25, 224, 256),
     "fused3d": (5, 10, 25, 224, 256),
+    "fused3d_rgb": (5, 10, 25, 224, 256),
+    "fused3d_flow": (5, 10, 25, 224, 256),
     "i3d_rgb": (64, 1, 250, 224, 256),
     "i3d_flow": (64, 1, 250, 224, 256),
 }
@@ -211,6 +219,7 @@ def test_quo_vadis_files_are_what_their_names_say(path):
     channels = 2 if network == "i3d_flow" else 3
     assert (25, [0.5] * channels, [0.5] * channels) == (cfg.CORPUS.TARGET_FPS, cfg.DATA.MEAN, cfg.DATA.STD)
     assert ("flow" if network == "i3d_flow" else "rgb") == cfg.NETWORK.MODALITY
+    assert SINGLE_STREAMS.get(network, "both") == cfg.NETWORK.STREAMS
     folder = {"kinetics": "kinetics400"}.get(corpus, corpus)
     assert (f"./data/{folder}/flow" if network in SEE_FLOW else "") == cfg.FLOW.STORE
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.MODEL.DROPOUT_RATE, cfg.RUNNER.SCHEDULE_UNIT) == (1e-7, 0.5, "step")
@@ -219,7 +228,7 @@ def test_quo_vadis_files_are_what_their_names_say(path):
         assert len(dense_starts(TEN_SECONDS, 16, 1, cfg.CORPUS.DENSE_STRIDE)) * 16 == 240
     else:
         assert cfg.CORPUS.TEST_CLIPS == "uniform"
-        assert (25 if network == "two_stream_rgb" else 1) == cfg.TEST.NUM_ENSEMBLE_VIEWS
+        assert (25 if network in SNAPSHOTS else 1) == cfg.TEST.NUM_ENSEMBLE_VIEWS
 
 
 @pytest.mark.parametrize("path", QUO_VADIS, ids=lambda path: path.stem)
@@ -337,6 +346,7 @@ def test_quo_vadis_networks_build_with_the_papers_parameters(path):
         "lstm": 5_592_624 + 3_147_776 + 513 * 400,
         "c3d": 79_645_520,
         "two_stream_rgb": 5_592_624 + 1025 * 400,
+        "two_stream_flow": 5_592_624 + 64 * 17 * 7**2 + 1025 * 400,
         "two_stream": 12_073_120 - 2 * 7_280,  # the paper's count has the factors
         "fused3d": 39_770_896 - 2 * 7_280 - 512,
         "i3d_rgb": 12_689_984,

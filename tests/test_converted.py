@@ -318,7 +318,8 @@ INFERRED = {
     "C3D": ({"width": 8}, "rgb"),
     "C3D of flow": ({"width": 4}, "flow"),
     "ConvLSTM": ({"width": 8, "affine_norm": True}, "rgb"),
-    "TwoStream": ({"width": 4, "affine_norm": False}, "rgb"),
+    "TwoStream": ({"width": 4, "affine_norm": False, "streams": "both"}, "rgb"),
+    "TwoStream of flow": ({"width": 4, "affine_norm": True, "streams": "flow"}, "rgb"),
 }
 
 
@@ -347,7 +348,7 @@ def test_shapes_alone():
         state = build_network("ConvLSTM", num_classes=3, input=flow, width=4).state_dict()
         assert switches_of(state) == {"width": 4, "affine_norm": False, "modality": "flow"}
         state = build_network("Fused3D", num_classes=3, input=InputSpec(), width=8, affine_norm=True).state_dict()
-        assert switches_of(state) == {"width": 8, "affine_norm": True}
+        assert switches_of(state) == {"width": 8, "affine_norm": True, "streams": "both"}
         assert switches_of({key: torch.ones(()) for key in state}) == {}
 
 

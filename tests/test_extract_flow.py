@@ -1,5 +1,6 @@
 """``extract-flow`` and ``show-flow``: whole corpora, kills, full disks, bad input."""
 
+import csv
 import os
 import random
 import shutil
@@ -60,6 +61,25 @@ def test_store_of_a_corpus(corpus, whole):
             assert min(reader.height, reader.width) == 32
             reader.read([frames - 1])
     assert "broken.mp4" in (whole / "bad_videos.csv").read_text()
+
+
+def test_the_table_is_of_all_calls(corpus, tmp_path):
+    output = tmp_path / "store"
+    for part in ("one", "two", "one"):
+        listing = tmp_path / f"{part}.txt"
+        listing.write_text("".join(f"{name}\n" for name in GOOD if name.startswith(f"{part}/")))
+        some = read_corpus(str(listing), root=str(corpus))
+        extract_flow(some, output, settings(), backend="test_difference", num_workers=1)
+        if part == "two":
+            os.unlink(output / "one" / "a.mp4.flow.mkv")  # as good as never made, until it is made again
+    with (output / "videos.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {os.path.relpath(row["video"], corpus): int(row["frames"]) for row in rows} == GOOD
+    for row in rows:
+        assert (output / row["flow"]).stat().st_size == int(row["bytes"])
+    (output / "videos.csv").write_text("video,flow\nx\n")  # somebody's own notes
+    extract_flow(some, output, settings(), backend="test_difference", num_workers=1)
+    assert len((output / "videos.csv").read_text().splitlines()) == 1 + sum(name.startswith("one/") for name in GOOD)
 
 
 def test_only_what_is_missing_damaged_or_old_is_made_again(corpus, whole, tmp_path):

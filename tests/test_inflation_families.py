@@ -429,6 +429,10 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--network", "Res3D", "--from", "torchvision/resnet18", "--weights", "absent.pth"], "absent.pth"),
         (["--network", "Res3D", "--from", "torchvision/resnet18", "--opts", "NETWORK.STEMPOOL", "True"], "STEM_POOL"),
         (["--network", "Res3D", "--from", "Res2D", "--opts", "NETWORK.MODALITY", "flow"], "flow"),
+        (
+            ["--network", "Fused3D", "--from", "torchvision/googlenet", "--opts", "NETWORK.STREAMS", "flow"],
+            "NETWORK.STREAMS is flow",
+        ),
     ],
 )
 def test_command_line_refuses(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,7 @@ _C.NETWORK.SEPARABLE_STEM = False  # split the first convolution, too, into spac
 _C.NETWORK.TEMPORAL_NORM = False  # BN in place of a bias after temporal convolutions (torchvision's S3D)
 _C.NETWORK.TEMPORAL_FROM = "2C"  # first end-point with temporal kernels: 2C, 3B … 5C (or Mixed_3b …); "none"
 _C.NETWORK.GATING_FROM = "2C"  # first end-point with feature gates: as above; "none": S3D without gates
+_C.NETWORK.STREAMS = "both"  # of TwoStream and Fused3D: "both", or "rgb" or "flow" alone
 
 _C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
 _C.INIT.INFLATE_FROM = ""  # 2D network to inflate ("torchvision/googlenet", "timm/resnet50", "Res2D"); empty: off

@@ -16,7 +16,7 @@ _INCEPTION_3D = (*_INCEPTION_2D, "TEMPORAL_PADDING", "FULLY_CONVOLUTIONAL")
 NETWORK_SWITCHES = {
     "C3D": ("WIDTH",),
     "ConvLSTM": _INCEPTION_2D,
-    "Fused3D": _INCEPTION_2D,
+    "Fused3D": (*_INCEPTION_2D, "STREAMS"),
     "I3D": _INCEPTION_3D,
     "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
     "Res2D": ("WIDTH",),
@@ -29,7 +29,7 @@ NETWORK_SWITCHES = {
         "TEMPORAL_FROM",
         "GATING_FROM",
     ),
-    "TwoStream": _INCEPTION_2D,
+    "TwoStream": (*_INCEPTION_2D, "STREAMS"),
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
@@ -196,6 +196,7 @@ SWITCH_RULES: dict[str, Rule] = {
     "STEM_FRAMES": one_of(1, 3, 5, 7),
     "TEMPORAL_FROM": inception_start(),
     "GATING_FROM": inception_start(),
+    "STREAMS": one_of("both", "rgb", "flow"),
 }
 """Keys of NETWORK, the student's and each teacher's."""
 

@@ -33,8 +33,9 @@ from distinit_plugin.video.isolated import Crash, run_isolated
 logger = logging.getLogger(__name__)
 
 TABLE_FILE = "videos.csv"
-"""Below the store: which file is of which video of the last call."""
+"""Below the store: which file is of which video, of all calls."""
 BAD_FILE = "bad_videos.csv"
+_COLUMNS = ["video", "flow", "frames", "bytes", "clipped"]
 _LOCK_SECONDS = 20.0
 """Processes of a call that was killed end a moment after it."""
 
@@ -263,11 +264,26 @@ def _write_tables(output: Path, result: FlowExtraction) -> None:
         ]
         for one in done
     ]
-    _write_csv(output / TABLE_FILE, [["video", "flow", "frames", "bytes", "clipped"], *rows])
+    table = {row[0]: row for row in _earlier_rows(output)} | {row[0]: row for row in rows}
+    for bad in result.bad:
+        table.pop(bad.path, None)
+    _write_csv(output / TABLE_FILE, [_COLUMNS, *(row for _, row in sorted(table.items()))])
     if result.bad:
         _write_csv(output / BAD_FILE, [["path", "reason"], *sorted([bad.path, bad.reason] for bad in result.bad)])
     else:
         (output / BAD_FILE).unlink(missing_ok=True)
+
+
+def _earlier_rows(output: Path) -> list[list[Any]]:
+    """What earlier calls did, as far as it is still there."""
+    try:
+        with (output / TABLE_FILE).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    if not rows or rows[0] != _COLUMNS:
+        return []
+    return [row for row in rows[1:] if len(row) == len(_COLUMNS) and (output / row[1]).exists()]
 
 
 def _write_csv(path: Path, rows: Iterable[list[Any]]) -> None:

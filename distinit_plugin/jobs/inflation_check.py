@@ -171,10 +171,11 @@ def check_inflation(cfg: CfgNode, *, image: str = "", precision: Precision = "fl
     source, weights, clip = cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS, build.input_spec(cfg)
     if not source:
         raise UserError("INIT.INFLATE_FROM is empty: name the image network (--from torchvision/resnet18).")
-    if clip.modality != "rgb":
-        raise UserError(
-            "NETWORK.MODALITY is flow: there is no image that a flow network could be compared on. Use rgb."
-        )
+    for key in ("MODALITY", "STREAMS"):
+        if cfg.NETWORK[key] == "flow":
+            raise UserError(
+                f"NETWORK.{key} is flow: there is no image that a flow network could be compared on. Use rgb."
+            )
     check_name(source)
     random = weights in UNTRAINED
     dtype = torch.float64 if precision == "float64" else torch.float32
@@ -250,7 +251,7 @@ def _differences(
         taps[layer] = prefix + own if prefix + own in network.layers else own
     frames = network.input.num_frames
     views = {"rgb": images.unsqueeze(2).expand(-1, -1, frames, -1, -1)}
-    if isinstance(network, TwoStreamNetwork):
+    if isinstance(network, TwoStreamNetwork) and "flow" in network.streams:
         views["flow"] = images.new_zeros(len(images), 2 * STACK, frames, *images.shape[2:])
     layers: dict[str, dict[str, Difference | None]] = {tap: {} for tap in taps.values()}
     logits: dict[str, float] = {}

@@ -26,6 +26,7 @@ SWITCHES: dict[str, tuple[str, object]] = {
     "temporal_norm": ("NETWORK.TEMPORAL_NORM", False),
     "temporal_from": ("NETWORK.TEMPORAL_FROM", "2C"),
     "gating_from": ("NETWORK.GATING_FROM", "2C"),
+    "streams": ("NETWORK.STREAMS", "both"),
 }
 """Switch → (configuration key, value that asks for nothing)."""
 

@@ -14,7 +14,7 @@ from distinit_plugin.models.residual import DEPTHS
 
 _BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.")
 _INCEPTION_STEM = re.compile(r"^(Conv[23]d_)1a_7x7\.conv\.weight$")
-_TRUNK_STEM = re.compile(r"^(trunk|rgb)\.Conv2d_1a_7x7\.conv\.weight$")
+_TRUNK_STEM = re.compile(r"^(trunk|rgb|flow)\.Conv2d_1a_7x7\.conv\.weight$")
 """Of the networks that run a 2D trunk on each frame: ConvLSTM, and TwoStream and Fused3D with one for each stream."""
 _C3D_STEM = "conv1a.0.weight"
 _NORMALISED = re.compile(r"\.(bn|temporal_bn)\.weight$")
@@ -31,8 +31,8 @@ def switches_of(tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> 
     if stem := next(filter(_INCEPTION_STEM.match, kernels), None):
         return _inception(tensors, kernels, stem, filled)
     if trunk := next(filter(None, map(_TRUNK_STEM.match, kernels)), None):
-        streams = trunk[1] == "rgb"  # two of them: what the network sees is no switch
-        modality = {} if streams else _modality(kernels[trunk[0]])
+        seen = {match[1] for match in map(_TRUNK_STEM.match, kernels) if match} - {"trunk"}
+        modality = {"streams": "both" if len(seen) > 1 else seen.pop()} if seen else _modality(kernels[trunk[0]])
         return {**modality, "width": len(kernels[trunk[0]]), "affine_norm": _has_factors(tensors, filled)}
     if _C3D_STEM in kernels:
         return {**_modality(kernels[_C3D_STEM]), "width": len(kernels[_C3D_STEM])}
