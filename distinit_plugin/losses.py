@@ -102,12 +102,11 @@ def mse(
 ) -> Tensor:
     """Squared error of logits or features, mean_k or Σ_k (student_k − target_k)²: D3D's equation 2 (arXiv 1812.08249).
 
-    The equation does not settle its own scale: it runs over N + 1 terms of clips that are numbered 0 … N − 1, divides by
-    N − 1, and does not say what becomes of the classes. Here the mean over clips is exact and the objective takes it;
-    over the classes it is "mean" unless "sum", the squared norm as it is printed, is asked for. "sum" is K times as
-    large (400 on Kinetics), so that a weight λ means something only together with this choice; the paper chooses λ so
-    that both losses have a similar scale (§5.6), and a squared error per class is of the order of an action loss, that
-    over 400 classes is not.
+    The equation does not settle its own scale: it has N + 1 terms (i = 0 … N) for clips that are numbered 0 … N − 1,
+    divides by N − 1, and does not say what becomes of the classes. Here it is the mean over clips, which the objective
+    takes, and over classes the mean unless the squared norm as printed ("sum") is asked for. "sum" is K times as large
+    (400 on Kinetics), so that a weight λ means something only together with this choice. The paper wants both losses of
+    a similar scale (§5.6): a squared error per class is of the order of an action loss, one over 400 classes is not.
 
     Args:
         student: (B,K,…).

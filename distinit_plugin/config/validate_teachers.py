@@ -110,8 +110,8 @@ def _teacher_gate(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
 def _teacher_warmup(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
     if entry.WARMUP and cfg.TRAIN.ENABLE and entry.WARMUP >= cfg.SOLVER.MAX_EPOCH:
         yield (
-            f"{where}.WARMUP: {entry.WARMUP:g} leaves nothing of SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH} (both count in "
-            f"{cfg.RUNNER.SCHEDULE_UNIT}s). Use a smaller value; 0 is no warm-up."
+            f"{where}.WARMUP: {entry.WARMUP:g} leaves nothing of SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH} (both count "
+            f"in {cfg.RUNNER.SCHEDULE_UNIT}s). Use a smaller value; 0 is no warm-up."
         )
 
 

@@ -28,24 +28,24 @@ class Term:
         student_layer: ``logits``, ``features`` or a layer of the student.
         loss: (prediction, target) → (B,), see ``losses.build_loss``.
         weight: Factor of this term, above 0. A term that is switched off is left out, with its adapter and teacher.
-        warmup: The factor rises on a straight line from 0 at the start of the training to ``weight`` at this position
-            (in units of the schedule); 0: it is ``weight`` from the start.
         teacher: Name of the teacher; ``None``: the target is the label.
         teacher_layer: ``logits``, ``features`` or a layer of the teacher.
         max_entropy: Nats. An example does not count when the entropy of the teacher's prediction, which is that of
             the logits averaged over frames, is at or above it. ``None``: every example counts.
         temperature: τ of the prediction whose entropy is taken.
+        warmup: The factor rises on a straight line from 0 at the start of the training to ``weight`` at this position
+            (in units of the schedule); 0: it is ``weight`` from the start.
     """
 
     name: str
     student_layer: str
     loss: Loss
     weight: float = 1.0
-    warmup: float = 0.0
     teacher: str | None = None
     teacher_layer: str = "logits"
     max_entropy: float | None = None
     temperature: float = 1.0
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what can be checked without the networks.
