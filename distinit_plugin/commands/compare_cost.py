@@ -1,8 +1,8 @@
 """Print parameters, GMACs and measured latency of networks side by side, with the flow that they need.
 
 Each argument is a row: a YAML file, or several joined by '+' whose scores are averaged (D3D.yaml+S3DG.yaml). A row's
-latency is that of one test clip through its networks, one after the other, and of computing that clip's flow where one of
-them sees flow, stored or not. No weights, videos or teachers are needed.
+latency is that of one test clip through its networks, one after the other, and of computing that clip's flow where one
+of them sees flow, stored or not. No weights, videos or teachers are needed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distinit_plugin.commands.common import load_network_cfg, whole
 from distinit_plugin.config.load import resolve_config
-from distinit_plugin.errors import ConfigError
+from distinit_plugin.errors import ConfigError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def files_of(row: str) -> list[str]:
-    """The files of one row; a '+' in the name of a file that exists is part of the name."""
+    """The files of one row; a '+' in the name of a file that exists is part of the name.
+
+    Raises:
+        UserError: There is nothing on one side of a '+'.
+    """
     try:
         resolve_config(row)
     except ConfigError:
-        return row.split("+")
+        files = row.split("+")
+        if not all(files):
+            raise UserError(f"'{row}' has no name beside a '+'. Join YAML files as in D3D.yaml+S3DG.yaml.") from None
+        return files
     return [row]
