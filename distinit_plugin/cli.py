@@ -34,6 +34,7 @@ VERBS = {
     "predict": Verb("predict", "print the top classes of videos by name"),
     "probe": Verb("probe", "k-NN, linear probe and softmax (Fixed) on a checkpoint's frozen features"),
     "describe": Verb("describe", "parameters, GMACs, layer shapes, strides and receptive fields of a network"),
+    "compare-cost": Verb("compare_cost", "parameters, GMACs and latency of networks and ensembles, flow included"),
     "extract-features": Verb("extract_features", "features and logits of long videos by sliding windows"),
     "export": Verb("export", "the student alone as safetensors, torch.export or ONNX, checked"),
     "ensemble": Verb("ensemble", "average the saved scores of several runs and print their accuracies"),

@@ -13,7 +13,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as functional
@@ -26,6 +26,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(student, target) → (B,)."""
 
 ClassReduction = Literal["mean", "sum"]
+Normalize = Literal["none", "variance", "standardize"]
+
+NORMALIZE_EPS = 1e-5
+"""Added to variances before they divide, as in PyTorch's normalisation layers: a constant vector becomes 0, not NaN."""
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -93,22 +97,46 @@ def kl(
 
 
 @LOSSES.register()
-def mse(student: Tensor, target: Tensor, *, class_reduction: ClassReduction = "mean") -> Tensor:
-    """Squared error of logits or features, Σ_k or mean_k (student_k − target_k)².
+def mse(
+    student: Tensor, target: Tensor, *, class_reduction: ClassReduction = "mean", normalize: Normalize = "none"
+) -> Tensor:
+    """Squared error of logits or features, mean_k or Σ_k (student_k − target_k)²: D3D's equation 2 (arXiv 1812.08249).
 
-    "sum" is the squared norm of D3D's equation 2 (arXiv 1812.08249); "mean" divides it by K.
+    The equation does not settle its own scale: it has N + 1 terms (i = 0 … N) for clips that are numbered 0 … N − 1,
+    divides by N − 1, and does not say what becomes of the classes. Here it is the mean over clips, which the objective
+    takes, and over classes the mean unless the squared norm as printed ("sum") is asked for. "sum" is K times as large
+    (400 on Kinetics), so that a weight λ means something only together with this choice. The paper wants both losses of
+    a similar scale (§5.6): a squared error per class is of the order of an action loss, one over 400 classes is not.
 
     Args:
         student: (B,K,…).
         target: Of the same shape.
         class_reduction: What happens over dimension 1; positions are always averaged.
+        normalize: ``none``: the values as they are (the paper). ``variance``: the error is divided by the variance of
+            the example's own target over dimension 1 and positions, plus ``NORMALIZE_EPS``; with "mean", a student that
+            always gives the mean of the target then has a loss of 1, whatever the teacher's scale. ``standardize``: at
+            each position both vectors are first brought to mean 0 and deviation 1 over dimension 1, by
+            (x − mean) / √(variance + ``NORMALIZE_EPS``), so that the student is free in both. Variances are those
+            of the numbers at hand (divided by their count). No example depends on the others of its batch.
 
     Raises:
         UserError: The shapes differ.
     """
     _check_same_shape("mse", student, target)
-    squares = (full_precision(student) - full_precision(target)).square()
-    return per_example(squares.sum(1) if class_reduction == "sum" else squares.mean(1))
+    student, target = full_precision(student), full_precision(target)
+    if normalize == "standardize":
+        student, target = _standardized(student), _standardized(target)
+    squares = (student - target).square()
+    errors = per_example(squares.sum(1) if class_reduction == "sum" else squares.mean(1))
+    if normalize == "variance":
+        errors = errors / (target.flatten(1).var(1, correction=0) + NORMALIZE_EPS)
+    return errors
+
+
+def _standardized(values: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over dimension 1."""
+    variance, mean = torch.var_mean(values, dim=1, correction=0, keepdim=True)
+    return (values - mean) / (variance + NORMALIZE_EPS).sqrt()
 
 
 @LOSSES.register()
@@ -184,6 +212,7 @@ def build_loss(
     temper_student: bool = False,
     scale_by_temperature: bool = False,
     class_reduction: str = "mean",
+    normalize: str = "none",
     label_smoothing: float = 0.0,
 ) -> Loss:
     """A registered loss with its options bound: (student, target) → (B,).
@@ -198,6 +227,8 @@ def build_loss(
         raise UserError(f"TEMPERATURE is {temperature}; it divides logits and must be a finite number above 0.")
     if class_reduction not in ("mean", "sum"):
         raise UserError(f"CLASS_REDUCTION is '{class_reduction}'. Allowed: mean, sum.")
+    if normalize not in get_args(Normalize):
+        raise UserError(f"NORMALIZE is '{normalize}'. Allowed: {', '.join(get_args(Normalize))}.")
     if not 0 <= label_smoothing < 1:
         raise UserError(f"LABEL_SMOOTHING is {label_smoothing}; it must be at least 0 and below 1.")
     options: dict[str, Any] = {
@@ -205,6 +236,7 @@ def build_loss(
         "temper_student": temper_student,
         "scale_by_temperature": scale_by_temperature,
         "class_reduction": class_reduction,
+        "normalize": normalize,
         "label_smoothing": label_smoothing,
     }
     defaults = {key: parameter.default for key, parameter in inspect.signature(build_loss).parameters.items()}

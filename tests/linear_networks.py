@@ -107,7 +107,9 @@ def teacher_logits(objective: Objective, name: str, views: Mapping[str, Tensor])
     return objective.teachers[name]({"rgb": views[f"{name}/rgb"]}).logits
 
 
-def run_steps(objective: Objective, views: Mapping[str, Tensor], sizes: list[int], ranks: int) -> tuple[Tensor, dict]:
+def run_steps(
+    objective: Objective, views: Mapping[str, Tensor], sizes: list[int], ranks: int, position: float | None = None
+) -> tuple[Tensor, dict]:
     """One optimizer step from micro-batches of some sizes, dealt to ranks in turn, as a trainer under DDP does it."""
     edges = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     prepared = [objective.prepare(rows(views, a, b), {}) for a, b in pairwise(edges)]
@@ -120,7 +122,7 @@ def run_steps(objective: Objective, views: Mapping[str, Tensor], sizes: list[int
     for items in by_rank:
         counts = combine_counts(items, ranks, lambda _: sum(own_sums) if ranks > 1 else own_sums[0])
         for item in items:
-            loss = objective.step(item, counts).loss / ranks  # DDP averages gradients over ranks
+            loss = objective.step(item, counts, position).loss / ranks  # DDP averages gradients over ranks
             loss.backward()
             total = total + loss.detach()
     return total, gradients(objective)

@@ -217,8 +217,18 @@ OBJECTIVES = [
     ),
     Case(
         "teacher's layer",
-        lambda p: teacher(p, LAYER="stage3"),
-        (f"{TEACHER}.LAYER", "'stage3' is not allowed", "logits, features, feature_map"),
+        lambda p: teacher(p, LAYER="stage3", LOSS="mse"),
+        (TEACHER, "LAYER is 'stage3'", "Known: logits, features", "feature_map"),
+    ),
+    Case(
+        "teacher's layer, nearly",
+        lambda p: teacher(p, LAYER="logit", LOSS="mse"),
+        (TEACHER, "LAYER is 'logit'", "Did you mean logits?"),
+    ),
+    Case(
+        "own layer of another size",
+        lambda p: teacher(p, LAYER="layer3", LOSS="mse", HEAD="own", NETWORK={"WIDTH": 16}, WEIGHTS="random"),
+        (TEACHER, "the student's layer3 have size 32, the teacher's layer3 64", "HEAD linear"),
     ),
     Case(
         "student's layer",

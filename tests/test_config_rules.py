@@ -159,12 +159,17 @@ BAD = [
     (f"{TEACHER}.NUM_CLASSES", "365", "have 1000 classes", []),
     (f"{TEACHER}.HEAD", "own", "Make them equal, or use HEAD linear", []),
     (f"{TEACHER}.LOSS", "kl", "compares classes", [f"{TEACHER}.LAYER", "features"]),
-    (f"{TEACHER}.LAYER", "logit", "Did you mean logits?", []),
+    (f"{TEACHER}.LOSS", "kl", "compares classes", [f"{TEACHER}.LAYER", "4F"]),
+    (f"{TEACHER}.LAYER", "", "any text but the empty one", []),
     (f"{TEACHER}.LOSS", "cross_entropy", "Did you mean soft_cross_entropy", []),
     (f"{TEACHER}.LOSS_WEIGHT", "-1", "a number ≥ 0", []),
     (f"{TEACHER}.TEMPERATURE", "0", "a number > 0", []),
     (f"{TEACHER}.TEMPERATURE", "2", "only read by soft_cross_entropy and kl", [f"{TEACHER}.LOSS", "mse"]),
     (f"{TEACHER}.CLASS_REDUCTION", "sum", "only read by mse", []),
+    (f"{TEACHER}.NORMALIZE", "variance", "only read by mse", []),
+    (f"{TEACHER}.NORMALIZE", "standardise", "Did you mean standardize?", [f"{TEACHER}.LOSS", "mse"]),
+    (f"{TEACHER}.WARMUP", "-1", "a number ≥ 0", []),
+    (f"{TEACHER}.WARMUP", "45", "leaves nothing of SOLVER.MAX_EPOCH 45", []),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "2", "center is one frame", []),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "9", "1 … 8", [f"{TEACHER}.FRAME_PICK", "random"]),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "4", "all 8 frames", [f"{TEACHER}.FRAME_PICK", "clip"]),
@@ -172,6 +177,7 @@ BAD = [
     (f"{TEACHER}.MAX_ENTROPY", "0", "or -1", []),
     (f"{TEACHER}.MAX_ENTROPY", "7", "at most 6.91", []),
     (f"{TEACHER}.STUDENT_LAYER", "features", "is no map", [f"{TEACHER}.LAYER", "feature_map"]),
+    (f"{TEACHER}.STUDENT_LAYER", "logits", "is no map", [f"{TEACHER}.LAYER", "4F", f"{TEACHER}.LOSS", "mse"]),
     ("DISTILL.GATE", "skip", "no effect without a gate", []),
     ("DISTILL.GATE_MEAN", "kept", "no effect without a gate", []),
 ]
@@ -188,8 +194,8 @@ def test_bad_override_gives_its_message(key, value, message, further):
 
 
 def test_all_problems_at_once():
-    found = problems([*GOOD, "RNG_SEED", "-1", "SOLVER.LRS", "[1, 2]", "DISTILL.GATE", "skip", f"{TEACHER}.LAYER", "x"])
-    assert {problem.partition(":")[0] for problem in found} == {"RNG_SEED", "SOLVER.LRS", f"{TEACHER}.LAYER"}
+    found = problems([*GOOD, "RNG_SEED", "-1", "SOLVER.LRS", "[1, 2]", "DISTILL.GATE", "skip", f"{TEACHER}.HEAD", "x"])
+    assert {problem.partition(":")[0] for problem in found} == {"RNG_SEED", "SOLVER.LRS", f"{TEACHER}.HEAD"}
 
 
 def test_nothing_given():
@@ -222,6 +228,16 @@ def test_mixtures():
         [f"{TEACHER}.HEAD", "own", "MODEL.NUM_CLASSES", "1000", "TEST.ENABLE", "True", *LABELLED[6:]],
         [f"{TEACHER}.LAYER", "features", f"{TEACHER}.LOSS", "cosine"],
         [f"{TEACHER}.LAYER", "feature_map", f"{TEACHER}.LOSS", "mse", f"{TEACHER}.CLASS_REDUCTION", "sum"],
+        [
+            f"{TEACHER}.LAYER",
+            "4F",
+            f"{TEACHER}.LOSS",
+            "mse",
+            f"{TEACHER}.NORMALIZE",
+            "variance",
+            f"{TEACHER}.WARMUP",
+            "2",
+        ],
         [f"{TEACHER}.ARCH", "timm/vit_base_patch16_224", f"{TEACHER}.WEIGHTS", "timm"],
         [f"{TEACHER}.ARCH", "Res2D", f"{TEACHER}.WEIGHTS", "digits.pyth", f"{TEACHER}.NUM_CLASSES", "10"],
         ["MODEL.MODEL_NAME", "pytorchvideo/x3d_s"],

@@ -2,10 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from loops import CPU, STEPS, assert_equal_weights, trainer_of, weights_of
+from loops import CPU, STEPS, assert_equal_weights, objective_of, trainer_of, weights_of
 from toys import ToyNetwork
 
 from distinit_plugin.engine import checkpoint
@@ -65,6 +66,40 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(tmp_path):
     again = second.train()
     assert_equal_weights(weights_of(second), weights_of(whole))
     assert again.train == result.train
+
+
+def test_a_warming_weight_goes_on_where_it_was(tmp_path):
+    """The factor of a term is a function of the step alone: no state, and no number of micro-batches, changes it."""
+
+    def trainer(folder=None, warmup=6.0, **options):
+        objective = objective_of()
+        terms = [replace(term, warmup=warmup) if term.name == "TEACHER" else term for term in objective.terms]
+        objective.terms = tuple(terms)
+        schedule = Schedule("cosine", base_lr=0.1, max_epoch=12, unit="step")
+        return trainer_of(folder, objective=objective, schedule=schedule, options=options)
+
+    whole = trainer()
+    whole.train()
+    first = trainer(tmp_path)
+
+    def stop(step, total):
+        if step == STEPS + 1:
+            raise KeyboardInterrupt
+
+    first._progress.advance = stop
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = trainer(tmp_path)
+    second.state.load_state_dict(checkpoint.newest_state(tmp_path / "checkpoints")[1], CPU)
+    assert second.step == STEPS
+    second.train()
+    assert_equal_weights(weights_of(second), weights_of(whole))
+    weights = [{"weight/TEACHER": 0.5 * step / 6} for step in range(6)]
+    assert [whole.state.objective.warming_weights(float(step)) for step in range(8)] == [*weights, {}, {}]
+    cold = trainer(warmup=0.0)
+    cold.train()
+    with pytest.raises(AssertionError):  # the control: without the warm-up it is another training
+        assert_equal_weights(weights_of(cold), weights_of(whole), rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_saved(tmp_path):

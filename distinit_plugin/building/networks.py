@@ -158,8 +158,10 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
                     temper_student=entry.TEMPER_STUDENT,
                     scale_by_temperature=entry.SCALE_BY_TEMPERATURE,
                     class_reduction=entry.CLASS_REDUCTION,
+                    normalize=entry.NORMALIZE,
                 ),
                 weight=entry.LOSS_WEIGHT,
+                warmup=entry.WARMUP,
                 teacher=name,
                 teacher_layer=entry.LAYER,
                 max_entropy=entry.MAX_ENTROPY if entry.MAX_ENTROPY >= 0 else None,
@@ -171,7 +173,9 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
 
 
 def _default_student_layer(entry: CfgNode, student: Network) -> str:
-    """A new head reads the pooled features (or the last map); an own head reads the student's logits."""
+    """A new head reads the pooled features, an own head what is matched; a map goes with the layer of its name."""
     if entry.LAYER == "feature_map":
         return list(student.layers)[-1]
+    if entry.LAYER not in ("logits", "features"):
+        return str(entry.LAYER)
     return "logits" if entry.HEAD == "own" and entry.LAYER == "logits" else "features"

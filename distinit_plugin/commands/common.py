@@ -129,7 +129,20 @@ def load_network_from_arguments(arguments: argparse.Namespace, words: list[str])
         UserError: Anything wrong with the keys or the network's switches, everything at once.
     """
     files, pairs = _split_pairs(arguments.cfg_files)
-    reading = read_cfg(files, [*pairs, *words, *arguments.opts], check=False)
+    return load_network_cfg(files, [*pairs, *words, *arguments.opts])
+
+
+def load_network_cfg(files: list[str], words: list[str]) -> CfgNode:
+    """Load a configuration of which only the network counts.
+
+    Args:
+        files: YAML files.
+        words: ``KEY VALUE`` words over them.
+
+    Raises:
+        UserError: Anything wrong with the keys or the network's switches, everything at once.
+    """
+    reading = read_cfg(files, words, check=False)
     problems = [*reading.problems, *network_problems(reading.cfg, reading.wrong)]
     if problems:
         raise ConfigError(problems)

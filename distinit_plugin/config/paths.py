@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import TWO_STREAM_NETWORKS
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".pyth", ".tar", ".pkl", ".bin", ".safetensors")
 
@@ -18,7 +19,18 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
         yield from unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE, "--opts CORPUS.INDEX_CACHE FOLDER")
     yield from _corpora(cfg)
     yield from _weights(cfg)
-    yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
+    if _sees_flow(cfg):
+        yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
+        if _is_file_name(cfg.FLOW.WEIGHTS):
+            yield from _missing("FLOW.WEIGHTS", cfg.FLOW.WEIGHTS, "Put the weights there")
+
+
+def _sees_flow(cfg: CfgNode) -> bool:
+    """Whether the student sees flow, or a teacher of this job does (a test has none)."""
+    if cfg.NETWORK.MODALITY == "flow" or cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS:
+        return True
+    teachers = [entry for entry in cfg.DISTILL.TEACHERS.values() if cfg.TRAIN.ENABLE and entry.LOSS_WEIGHT > 0]
+    return any(entry.NETWORK.MODALITY == "flow" for entry in teachers)
 
 
 def _corpora(cfg: CfgNode) -> Iterator[str]:
@@ -44,8 +56,6 @@ def _weights(cfg: CfgNode) -> Iterator[str]:
         for name, entry in cfg.DISTILL.TEACHERS.items():
             if entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
                 yield from _missing(f"DISTILL.TEACHERS.{name}.WEIGHTS", entry.WEIGHTS, "Put the weights there")
-    if _is_file_name(cfg.FLOW.WEIGHTS):
-        yield from _missing("FLOW.WEIGHTS", cfg.FLOW.WEIGHTS, "Put the weights there")
     if cfg.TEST.ENABLE:
         yield from _missing("TEST.CHECKPOINT_FILE_PATH", cfg.TEST.CHECKPOINT_FILE_PATH, "Train first")
 

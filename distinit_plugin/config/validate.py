@@ -343,7 +343,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
-    (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES")),
+    (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""

@@ -12,11 +12,21 @@ from distinit_plugin.config.validate_networks import switch_problems
 
 Problems = Iterator[str]
 
+_VECTORS = ("logits", "features")
+"""Layers without positions; all others are maps."""
+
 
 def teacher_problems(cfg: CfgNode) -> Problems:
     """What the keys of each teacher demand of one another and of the student."""
     for name, entry in cfg.DISTILL.TEACHERS.items():
-        for check in (_teacher_network, _teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
+        for check in (
+            _teacher_network,
+            _teacher_weights,
+            _teacher_layers,
+            _teacher_frames,
+            _teacher_gate,
+            _teacher_warmup,
+        ):
             yield from check(f"DISTILL.TEACHERS.{name}", entry, cfg)
 
 
@@ -48,16 +58,20 @@ def _teacher_weights(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
 
 
 def _teacher_layers(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
-    if entry.LOSS in SOFTMAX_LOSSES and entry.LAYER == "features":
-        yield f"{where}.LOSS: {entry.LOSS} compares classes, LAYER is features. Use mse or cosine, or LAYER logits."
+    if entry.LOSS in SOFTMAX_LOSSES and entry.LAYER not in ("logits", "feature_map"):  # a dense teacher's has classes
+        problem = f"{entry.LOSS} compares classes, LAYER is {entry.LAYER}"
+        yield f"{where}.LOSS: {problem}. Use mse or cosine, or LAYER logits."
     if entry.LOSS in set(DISTILL_LOSSES) - set(SOFTMAX_LOSSES):
         for key in ("TEMPERATURE", "TEMPER_STUDENT", "SCALE_BY_TEMPERATURE"):
             if entry[key] != TEACHER_ENTRY[key]:
                 readers = " and ".join(SOFTMAX_LOSSES)
                 default = TEACHER_ENTRY[key]
                 yield f"{where}.{key}: {entry[key]} is only read by {readers}, LOSS is {entry.LOSS}. Use {default}."
-    if entry.CLASS_REDUCTION == "sum" and entry.LOSS in set(DISTILL_LOSSES) - {"mse"}:
-        yield f"{where}.CLASS_REDUCTION: sum is only read by mse, LOSS is {entry.LOSS}. Set it to mean."
+    if entry.LOSS in set(DISTILL_LOSSES) - {"mse"}:
+        for key in ("CLASS_REDUCTION", "NORMALIZE"):
+            if entry[key] != TEACHER_ENTRY[key]:
+                default = TEACHER_ENTRY[key]
+                yield f"{where}.{key}: {entry[key]} is only read by mse, LOSS is {entry.LOSS}. Set it to {default}."
     if entry.HEAD == "own" and entry.LAYER == "logits":
         if entry.NUM_CLASSES != cfg.MODEL.NUM_CLASSES:
             yield (
@@ -66,8 +80,8 @@ def _teacher_layers(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
             )
         if entry.STUDENT_LAYER not in ("", "logits"):
             yield f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER!r} with HEAD own, which is the logits. Leave it empty."
-    if entry.LAYER == "feature_map" and entry.STUDENT_LAYER in ("logits", "features"):
-        yield f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER!r} is no map, LAYER is feature_map. Name a layer."
+    if entry.LAYER not in _VECTORS and entry.STUDENT_LAYER in _VECTORS:
+        yield f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER!r} is no map, LAYER is {entry.LAYER}. Name a layer."
 
 
 def _teacher_frames(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
@@ -90,6 +104,14 @@ def _teacher_gate(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
         yield (
             f"{where}.MAX_ENTROPY: {entry.MAX_ENTROPY:g} nats never gate: {entry.NUM_CLASSES} classes have at most "
             f"{most:.2f}. Use less, or -1 for no gate."
+        )
+
+
+def _teacher_warmup(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    if entry.WARMUP and cfg.TRAIN.ENABLE and entry.WARMUP >= cfg.SOLVER.MAX_EPOCH:
+        yield (
+            f"{where}.WARMUP: {entry.WARMUP:g} leaves nothing of SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH} (both count "
+            f"in {cfg.RUNNER.SCHEDULE_UNIT}s). Use a smaller value; 0 is no warm-up."
         )
 
 

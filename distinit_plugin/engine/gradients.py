@@ -62,7 +62,7 @@ class StepGradients:
         self._no_sync = no_sync
         self._size: int | None = None
 
-    def add(self, take: Callable[[], Batch], note: Note, step: int) -> None:
+    def add(self, take: Callable[[], Batch], note: Note, step: int, position: float | None = None) -> None:
         """Take the micro-batches of one step and add their gradients to the parameters' own.
 
         They are taken, prepared and computed one after the other, so that memory does not grow with their number.
@@ -73,6 +73,7 @@ class StepGradients:
             take: Gives the next micro-batch.
             note: Gets the loss, terms and report.
             step: Number of the optimizer step in the run, for the guard.
+            position: Of the step in units of the schedule, as in ``Objective.step``.
 
         Raises:
             TrainingError: A loss is not finite.
@@ -87,7 +88,7 @@ class StepGradients:
         num_examples = torch.zeros((), device=self._device)
         for left in reversed(range(self._accumulate)):
             with self._no_sync() if left else nullcontext():
-                output = self._compute(ahead.popleft() if ahead else self._prepare(take()), counts, step)
+                output = self._compute(ahead.popleft() if ahead else self._prepare(take()), counts, step, position)
             for name, share in {"loss": output.loss, **output.terms}.items():
                 shares[name] = shares[name] + share if name in shares else share
             num_examples = num_examples + output.normalizer
@@ -103,12 +104,14 @@ class StepGradients:
         with self._precision.autocast():
             return _MicroBatch(batch["paths"], self._objective.prepare(self._finish(batch), targets))
 
-    def _compute(self, part: _MicroBatch, counts: Mapping[str, Tensor] | None, step: int) -> StepOutput:
+    def _compute(
+        self, part: _MicroBatch, counts: Mapping[str, Tensor] | None, step: int, position: float | None
+    ) -> StepOutput:
         """Run the student forward and backward; what comes back holds no graph."""
         if counts is None:
             counts = even_counts(part.prepared, self._accumulate)
         with self._precision.autocast():
-            output = self._objective.step(part.prepared, counts)
+            output = self._objective.step(part.prepared, counts, position)
         self._guard.watch(step, output.loss, output.terms, part.paths)
         self._precision.backward(output.loss)
         return output._replace(loss=output.loss.detach())

@@ -95,11 +95,11 @@ def profile_training(trainer: Trainer, steps: int = 4) -> Profile:
         warm_up = 1 if steps > 1 else 0
         for _ in range(warm_up):
             trainer.run_step(stream)
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
         clock, begin = trainer.restart_clock(), time.perf_counter()
         for _ in range(steps - warm_up):
             trainer.run_step(stream)
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
         seconds = time.perf_counter() - begin
     clips = clock.clips * distributed.world_size()
     return Profile(
@@ -135,7 +135,8 @@ def _costs(trainer: Trainer, views: Mapping[str, Tensor]) -> dict[str, NetworkCo
     return costs
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -142,7 +142,7 @@ class Schedule:
             step: 0-based number of the step in the whole training.
             steps_per_epoch: Optimizer steps that make an epoch.
         """
-        position = step / steps_per_epoch if self.unit == "epoch" else float(step)
+        position = self.position(step, steps_per_epoch)
         if position < self.warmup_epochs:
             return linear_warmup(
                 position,
@@ -151,6 +151,10 @@ class Schedule:
                 end_lr=self._policy_lr(self.warmup_epochs),
             )
         return self._policy_lr(position)
+
+    def position(self, step: int, steps_per_epoch: int) -> float:
+        """Where a step (as in ``lr``) stands, in units of the schedule."""
+        return step / steps_per_epoch if self.unit == "epoch" else float(step)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole training; a part of a step counts as one."""

@@ -238,7 +238,8 @@ class Trainer:
         self._lr = self.state.schedule.lr(self.step, self.steps_per_epoch)
         set_lr(optimizer, self._lr)
         optimizer.zero_grad(set_to_none=True)
-        self._gradients.add(lambda: self._take(batches), self._note, self.step)
+        position = self.state.schedule.position(self.step, self.steps_per_epoch)
+        self._gradients.add(lambda: self._take(batches), self._note, self.step, position)
         precision.step(optimizer, self.options.clip_value, self.options.clip_norm)
         self.state.step_in_epoch += 1
         self._window.steps += 1
@@ -274,7 +275,7 @@ class Trainer:
         """Read the means since the last log line: the only place in an epoch that waits for the device."""
         self._guard.check()
         self._settle_bad_videos()
-        values = self._window_meter.read(distributed.all_reduce_sum)
+        values = self._window_meter.read(distributed.all_reduce_sum) | self._weights()
         self._window.seconds = time.perf_counter() - self._window_begin
         self.state.epoch_clock.add(self._window)
         self._run_clock.add(self._window)
@@ -304,6 +305,11 @@ class Trainer:
         self._window_meter.reset()
         self.restart_clock()
 
+    def _weights(self) -> dict[str, float]:
+        """Factors of terms that still rise, at the last step: like the learning rate, no means."""
+        position = self.state.schedule.position(self.step - 1, self.steps_per_epoch)
+        return self.state.objective.warming_weights(position)
+
     def _seconds_left(self) -> float:
         return self._run_clock.per_step[0] * (self.total_steps - self.step)
 
@@ -317,7 +323,7 @@ class Trainer:
         """Validate and save when it is time; returns the epoch's means and the newest validation."""
         state = self.state
         self._lr = state.schedule.lr(self.step - 1, self.steps_per_epoch)  # a resumed run may have done no step yet
-        train = state.epoch_meter.read(distributed.all_reduce_sum)
+        train = state.epoch_meter.read(distributed.all_reduce_sum) | self._weights()
         self._json.epoch(
             meters.train_stats(
                 state.epoch,

@@ -171,6 +171,10 @@ class Objective:
         """Whether the data decide what means are over, so that ``combine_counts`` needs all parts of a step."""
         return self.gate_mean == "kept" and any(term.max_entropy is not None for term in self.terms)
 
+    def warming_weights(self, position: float) -> dict[str, float]:
+        """``weight/TERM`` → its factor at a position of the training, of the terms whose factor still rises there."""
+        return {f"weight/{term.name}": term.weight_at(position) for term in self.terms if term.is_warming(position)}
+
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Run the trainable through ``wrapper(trainable)`` (DDP, ``torch.compile``) from now on; returns that.
 
@@ -222,13 +226,17 @@ class Objective:
         prepared = Prepared(student_views, term_targets, weights, labels, counts, num_examples, report)
         return _without_skipped(prepared) if self.gate == "skip" else prepared
 
-    def step(self, prepared: Prepared, counts: Mapping[str, Tensor] | None = None) -> StepOutput:
+    def step(
+        self, prepared: Prepared, counts: Mapping[str, Tensor] | None = None, position: float | None = None
+    ) -> StepOutput:
         """Run the student and take the loss.
 
         Args:
             prepared: From ``prepare``.
             counts: From ``combine_counts`` when the batch is a part of a step; ``None``: it is a whole step on one
                 rank.
+            position: Where the training stands, in units of the schedule, for terms whose weight warms up; ``None``:
+                every weight is the full one, so that validations can be compared.
 
         Returns:
             ``loss`` and ``terms`` (``loss/TERM``) are this batch's share: their sum over the micro-batches of a step,
@@ -250,7 +258,7 @@ class Objective:
                 weighted = prepared.weights[term.name] * term.loss(prediction, at_every_step(target, prediction))
                 count = prepared.counts[term.name].clamp(min=1) if counts is None else counts[term.name]
                 part = weighted.sum() / count
-                loss = loss + term.weight * part
+                loss = loss + term.weight_at(position) * part
                 terms[f"loss/{term.name}"] = part.detach()
                 if term.teacher is not None and term.teacher_layer == "logits":
                     seen_report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)

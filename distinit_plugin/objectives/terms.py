@@ -33,6 +33,8 @@ class Term:
         max_entropy: Nats. An example does not count when the entropy of the teacher's prediction, which is that of
             the logits averaged over frames, is at or above it. ``None``: every example counts.
         temperature: τ of the prediction whose entropy is taken.
+        warmup: The factor rises on a straight line from 0 at the start of the training to ``weight`` at this position
+            (in units of the schedule); 0: it is ``weight`` from the start.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Term:
     teacher_layer: str = "logits"
     max_entropy: float | None = None
     temperature: float = 1.0
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what can be checked without the networks.
@@ -55,10 +58,22 @@ class Term:
                 f"the term '{self.name}' has LOSS_WEIGHT {self.weight}; it must be a finite number above 0 (a term "
                 "that is switched off is left out)."
             )
+        if not (self.warmup >= 0 and math.isfinite(self.warmup)):
+            raise UserError(f"the term '{self.name}' has WARMUP {self.warmup}; it must be a finite number, at least 0.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UserError(f"the term '{self.name}' has TEMPERATURE {self.temperature}; it must be above 0.")
         if self.max_entropy is not None and (self.teacher is None or math.isnan(self.max_entropy)):
             raise UserError(f"the term '{self.name}' has MAX_ENTROPY {self.max_entropy} but no teacher to take it of.")
+
+    def is_warming(self, position: float | None) -> bool:
+        """Whether the factor has not reached ``weight``; ``None`` stands for the end of the training."""
+        return position is not None and position < self.warmup
+
+    def weight_at(self, position: float | None) -> float:
+        """The factor at a position of the training, in units of the schedule; ``None``: at its end."""
+        if position is None or position >= self.warmup:
+            return self.weight
+        return self.weight * position / self.warmup
 
 
 def check_choice(key: str, value: str, allowed: Collection[str]) -> None:
