@@ -65,16 +65,16 @@ def error_table(curves: Sequence[MotionCurve]) -> Table:
 
 
 def control_table(curve: MotionCurve) -> Table:
-    """The errors on changed clips: against the flow of the changed clip, its magnitude, and against the original's."""
+    """The errors on changed clips: against the changed clip's flow, its magnitude, and against the original's flow."""
     table = Table(title=f"controls, {curve.name}, pixels", title_justify="left")
     table.add_column("features")
-    table.add_column("as it is", justify="right")
-    for name in CONTROLS:
-        for column in ("own flow", "own zeros", "original's"):
-            table.add_column(f"{name}: {column}", justify="right", overflow="fold")
+    table.add_column("clip")
+    for column in ("EPE to its own flow", "all zeros", "EPE to the original's"):
+        table.add_column(column, justify="right")
     for layer in curve.layers:
-        cells = [_number(value) for name in CONTROLS for value in layer.controls[name]]
-        table.add_row(layer.layer, _number(layer.epe), *cells)
+        table.add_row(layer.layer, "as it is", *map(_number, (layer.epe, layer.zeros, layer.epe)))
+        for name, errors in layer.controls.items():
+            table.add_row(layer.layer, name, *map(_number, errors))
     return table
 
 
@@ -103,14 +103,11 @@ def read_curve(folder: str | Path) -> MotionCurve:
     path = Path(folder) / JSON_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["curves"][0]
-        layers = [
-            LayerMotion(
-                str(layer["layer"]),
-                (int(layer["grid"][0]), int(layer["grid"][1]), int(layer["grid"][2])),
-                *(float(layer[key]) for key in ("epe", "zeros", "magnitude")),
-            )
-            for layer in found["layers"]
-        ]
+        layers = []
+        for layer in found["layers"]:
+            frames, height, width = (int(size) for size in layer["grid"])
+            epe, zeros, magnitude = (float(layer[key]) for key in ("epe", "zeros", "magnitude"))
+            layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
         return MotionCurve(str(found["name"]), layers)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Name the folder of a probe of motion.") from error
@@ -150,7 +147,7 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
     axis.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
     axis.set_xlabel("features")
     axis.set_ylabel("end-point error (pixels)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * max([*zeros.values(), *(layer.epe for curve in curves for layer in curve.layers), 1e-6]))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves) + 1), frameon=False)

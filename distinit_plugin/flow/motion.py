@@ -156,17 +156,15 @@ def codes_to_flow(view: Tensor, mean: tuple[float, ...], std: tuple[float, ...],
         std: Of u and v.
         bound: Pixels, of the codes.
     """
-    shape = (1, len(mean), 1, 1, 1)
-    factor = torch.tensor(std, dtype=torch.float32, device=view.device).view(shape)
-    summand = torch.tensor(mean, dtype=torch.float32, device=view.device).view(shape)
-    return (view.float() * factor + summand - 0.5) * (2 * bound)
+    kind, shape = torch.promote_types(view.dtype, torch.float32), (1, len(mean), 1, 1, 1)
+    factor, summand = (torch.tensor(values, dtype=kind, device=view.device).view(shape) for values in (std, mean))
+    return (view.to(kind) * factor + summand - 0.5) * (2 * bound)
 
 
 def flow_to_view(flow: Tensor, mean: tuple[float, ...], std: tuple[float, ...], bound: float) -> Tensor:
     """Pixels → what a network of flow sees: cut off at ±bound, then ``codes_to_flow`` backwards, without rounding."""
     shape = (1, len(mean), 1, 1, 1)
-    factor = torch.tensor(std, dtype=flow.dtype, device=flow.device).view(shape)
-    summand = torch.tensor(mean, dtype=flow.dtype, device=flow.device).view(shape)
+    factor, summand = (torch.tensor(values, dtype=flow.dtype, device=flow.device).view(shape) for values in (std, mean))
     return (flow.clamp(-bound, bound) / (2 * bound) + 0.5 - summand) / factor
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 from distinit_plugin import build
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import FLOW
+from distinit_plugin.config.rules import FLOW, TWO_STREAM_NETWORKS
 from distinit_plugin.engine.motion import Changes, LayerMotion, MotionSample, OwnFlow, measure_motion
 from distinit_plugin.engine.motion_report import (
     EXPECTED,
@@ -125,6 +125,8 @@ def probe_motion(
         UserError: Anything that the user can put right.
         Stopped: A signal came; what is needed to continue is saved.
     """
+    if controls and (cfg.NETWORK.MODALITY == "flow" or cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS):
+        raise UserError(f"--controls change frames, and this {cfg.MODEL.MODEL_NAME} sees flow. Leave the flag out.")
     folder = Path(cfg.OUTPUT_DIR) / FOLDER
     others = [read_curve(other) for other in beside]
     weights = str(checkpoint or weights_to_test(cfg))
@@ -257,14 +259,12 @@ def _evaluate(
     frames = [spec for spec in student.view_specs("test").values() if spec.modality == "rgb"]
     changes = None
     if options.controls:
-        if list(student.view_specs("test")) != ["rgb"]:
-            raise UserError(f"--controls change frames, and {cfg.MODEL.MODEL_NAME} sees flow. Leave the flag out.")
         changes = Changes(_own_flow(session) if cfg.DATA.SAMPLING_RATE == 1 else None, cfg.RNG_SEED)
     videos = session.corpora.of("test", labeled=False)
     dataset = build.build_dataset(cfg, videos, specs, "test")
     loader = build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS, progress=session.progress)
     with session.read(loader, "test") as batches:
-        found = measure_motion(
+        found, samples = measure_motion(
             objective,
             batches,
             finish=session.finisher(specs),
@@ -276,7 +276,8 @@ def _evaluate(
             num_samples=options.num_samples,
         )
     session.refuse_bad_corpus(len(videos), "test")
-    return found
+    asked = [entry.STUDENT_LAYER for entry in cfg.DISTILL.TEACHERS.values()]
+    return sorted(found, key=lambda layer: asked.index(layer.layer)), samples
 
 
 def _own_flow(session: Session) -> OwnFlow:
