@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import TWO_STREAM_NETWORKS
+from distinit_plugin.config.rules import FLOW, TWO_STREAM_NETWORKS
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".pyth", ".tar", ".pkl", ".bin", ".safetensors")
 
@@ -27,10 +27,12 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _sees_flow(cfg: CfgNode) -> bool:
     """Whether the student sees flow, or a teacher of this job does (a test has none)."""
-    if cfg.NETWORK.MODALITY == "flow" or cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS:
+    if cfg.NETWORK.MODALITY == "flow":
+        return True
+    if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and cfg.NETWORK.STREAMS != "rgb":
         return True
     teachers = [entry for entry in cfg.DISTILL.TEACHERS.values() if cfg.TRAIN.ENABLE and entry.LOSS_WEIGHT > 0]
-    return any(entry.NETWORK.MODALITY == "flow" for entry in teachers)
+    return any(entry.ARCH == FLOW or entry.NETWORK.MODALITY == "flow" for entry in teachers)
 
 
 def _corpora(cfg: CfgNode) -> Iterator[str]:
@@ -51,6 +53,8 @@ def _corpora(cfg: CfgNode) -> Iterator[str]:
 def _weights(cfg: CfgNode) -> Iterator[str]:
     if cfg.TRAIN.ENABLE:
         yield from _missing("TRAIN.CHECKPOINT_FILE_PATH", cfg.TRAIN.CHECKPOINT_FILE_PATH, "Run the pre-training first")
+        for key in ("FLOW_NET_WEIGHTS", "STREAM_WEIGHTS"):
+            yield from _missing(f"INIT.{key}", cfg.INIT[key], "Train that part first")
         if _is_file_name(cfg.INIT.INFLATE_WEIGHTS):
             yield from _missing("INIT.INFLATE_WEIGHTS", cfg.INIT.INFLATE_WEIGHTS, "Put the weights there")
         for name, entry in cfg.DISTILL.TEACHERS.items():

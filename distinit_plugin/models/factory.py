@@ -27,6 +27,9 @@ SWITCHES: dict[str, tuple[str, object]] = {
     "temporal_from": ("NETWORK.TEMPORAL_FROM", "2C"),
     "gating_from": ("NETWORK.GATING_FROM", "2C"),
     "streams": ("NETWORK.STREAMS", "both"),
+    "last_layer": ("NETWORK.LAST_LAYER", "5C"),
+    "decoder": ("NETWORK.DECODER", "pwc"),
+    "decoder_norm": ("NETWORK.DECODER_NORM", False),
 }
 """Switch → (configuration key, value that asks for nothing)."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import Loss
-from distinit_plugin.objectives.adapters import check_equal_sizes, layer_size, layer_sizes
+from distinit_plugin.objectives.adapters import Match, check_equal_sizes, layer_size, layer_sizes, on_teachers_grid
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import Network
 
@@ -35,6 +35,7 @@ class Term:
         temperature: τ of the prediction whose entropy is taken.
         warmup: The factor rises on a straight line from 0 at the start of the training to ``weight`` at this position
             (in units of the schedule); 0: it is ``weight`` from the start.
+        match: Brings prediction and target to one grid.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Term:
     max_entropy: float | None = None
     temperature: float = 1.0
     warmup: float = 0.0
+    match: Match = on_teachers_grid
 
     def __post_init__(self) -> None:
         """Check what can be checked without the networks.
