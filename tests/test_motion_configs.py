@@ -44,7 +44,7 @@ def test_files_build(name):
 def test_the_third_training_takes_what_the_first_two_leave(ending):
     joint = recipe(f"flow_input_c_joint{ending}")
     assert last_checkpoint(recipe(f"flow_input_a_flow_net{ending}")) == joint.INIT.FLOW_NET_WEIGHTS
-    assert last_checkpoint(recipe("flow_input_b_stream")) == joint.INIT.STREAM_WEIGHTS
+    assert last_checkpoint(recipe("kinetics400_flow")) == joint.INIT.STREAM_WEIGHTS
     first = recipe(f"flow_input_a_flow_net{ending}").DISTILL.TEACHERS.FLOW
     assert (joint.MODEL.MODEL_NAME, joint.NETWORK.DECODER) == ("PredictedFlow3D", first.HEAD)
 
