@@ -86,9 +86,9 @@ def test_rows_are_the_sums_of_their_parts(files, tmp_path, capsys):
         assert row["together"]["median"] >= max(row["networks"]["median"], row["flow"]["median"]) > 0
     assert twice["networks"]["median"] == pytest.approx(2 * single["networks"]["median"])
     printed = capsys.readouterr().out
-    assert "rgb + flow" in printed
+    assert "+ flow" in printed
     assert "medians of 3 rounds" in printed
-    assert "3×8×32×32" in printed
+    assert "two: rgb 3×8×32×32, flow 20×8×32×32" in printed
 
 
 def test_times_are_added_round_by_round(files, monkeypatch):

@@ -96,7 +96,8 @@ def compare_costs(
     console = console or Console()
     with open_session(next(iter(here.values())), log_to_folder=False, console=console) as session:
         networks = {name: _ready(replace(session, cfg=cfg), name) for name, cfg in here.items()}
-        plans, flows = [], {}
+        plans: list[tuple[Sequence[str], str, list[str]]] = []
+        flows: dict[str, Callable[[int], None]] = {}
         for names in rows:
             seen = {spec.pairs: (name, spec) for name in names for spec in networks[name].flows.values()}
             own = dict.fromkeys(here[name].FLOW.BACKEND for name, _ in seen.values())
@@ -108,7 +109,9 @@ def compare_costs(
         seconds = interleave({**{name: network.run for name, network in networks.items()}, **flows}, rounds)
         place = f"{session.device.type}, {session.precision.name}, {torch.get_num_threads()} threads"
     costs = [_cost(names, backend, keys, networks, seconds) for names, backend, keys in plans]
-    console.print(_table(costs, f"one clip; {place}; medians of {rounds} rounds (quartiles)"), crop=False)
+    console.print(_table(costs, f"one test clip; {place}; medians of {rounds} rounds, quartiles below"), crop=False)
+    for name, network in networks.items():
+        console.print(f"{Path(name).stem}: {network.views}", highlight=False, soft_wrap=True)
     if json_file is not None:
         plain = {"device": place, "rounds": rounds, "rows": [_plain(cost) for cost in costs]}
         write_text(json_file, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
@@ -211,20 +214,23 @@ def _cost(
 
 
 def _table(costs: Sequence[Cost], title: str) -> Table:
+    """A row each; 80 columns hold it."""
     table = Table(title=title, title_justify="left")
-    table.add_column("configurations\nclip C×T×H×W", overflow="fold")
-    for column in ("M parameters", "GMACs", "networks, ms", "flow, ms", "together, ms"):
-        table.add_column(column, justify="right")
+    table.add_column("configurations", overflow="fold")
+    for column in ("M para-\nmeters", "GMACs", "networks", "flow", "together"):
+        table.add_column(column, justify="right", no_wrap=True)
     for cost in costs:
-        flow = f"{cost.backend}\n{_milliseconds(cost.flow)}" if cost.backend else "–"
+        flow = f"{_time(cost.flow)}\n{cost.backend}" if cost.backend else "–"
         size = (f"{cost.parameters / 1e6:.2f}", f"{cost.macs / 1e9:.2f}")
-        times = (_milliseconds(cost.networks), flow, _milliseconds(cost.together))
-        table.add_row(f"{cost.name}\n{cost.views}", *size, *times)
+        table.add_row(cost.name.replace(" + ", "\n+ "), *size, _time(cost.networks), flow, _time(cost.together))
     return table
 
 
-def _milliseconds(value: Spread) -> str:
-    return value.text(1 if value.median < 100 else 0)
+def _time(value: Spread) -> str:
+    """``13.4 s`` with the quartiles below, three digits each."""
+    factor, unit = (1000, "s") if value.median >= 1000 else (1, "ms")
+    low, median, high = (part / factor for part in value)
+    return f"{median:.3g} {unit}\n{low:.3g} … {high:.3g}"
 
 
 def _plain(cost: Cost) -> dict[str, object]:
