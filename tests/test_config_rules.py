@@ -60,8 +60,8 @@ BAD = [
     ("NETWORK.MODALITY", "flow", "sees frames and flow", ["MODEL.MODEL_NAME", "TwoStream"]),
     ("NETWORK.VARIANT", "caffe", "vmz, torchvision", []),
     ("NETWORK.PADDING", "valid", "same, symmetric", []),
-    ("NETWORK.PADDING", "symmetric", "it is for ConvLSTM, Fused3D, I3D, S3DG", []),
-    ("NETWORK.STEM_FRAMES", "7", "no effect on I3D; it is for S3DG", ["MODEL.MODEL_NAME", "I3D"]),
+    ("NETWORK.PADDING", "symmetric", "it is for ConvLSTM, Fused3D, I3D, PredictedFlow3D, S3DG", []),
+    ("NETWORK.STEM_FRAMES", "7", "no effect on I3D; it is for PredictedFlow3D, S3DG", ["MODEL.MODEL_NAME", "I3D"]),
     ("NETWORK.STEM_FRAMES", "4", "1, 3, 5, 7", ["MODEL.MODEL_NAME", "S3DG"]),
     ("NETWORK.TEMPORAL_FROM", "Mixed_6a", "Did you mean Mixed_", ["MODEL.MODEL_NAME", "S3DG"]),
     ("NETWORK.GATING_FROM", "3A", "2C, 3B, 3C", ["MODEL.MODEL_NAME", "S3DG"]),
@@ -273,7 +273,9 @@ def test_every_rule_is_for_a_key_that_exists():
     assert set(TEACHER_RULES) <= {*TEACHER_ENTRY, *TEACHER_ENTRY.NETWORK}
     free_text = {"CHECKPOINT_FILE_PATH", "PATH_TO_DATA_DIR", "PATH_PREFIX", "LOG_DIR", "INFLATE_FROM"}
     free_text |= {
+        "FLOW_NET_WEIGHTS",
         "INFLATE_WEIGHTS",
+        "STREAM_WEIGHTS",
         "INDEX_CACHE",
         "STORE",
         "WEIGHTS",

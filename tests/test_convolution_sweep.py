@@ -47,6 +47,7 @@ OWN = [
     ("S3DG", {}, FULL_LENGTH),
     ("S3DG", SEPARABLE, FULL_LENGTH),
     ("Fused3D", {}, InputSpec(num_frames=5, train_crop_size=224)),
+    ("PredictedFlow3D", {}, FULL_LENGTH),
 ]
 WITHOUT_3D = {"Res2D", "TwoStream", "ConvLSTM"}
 EXTERNAL = [

@@ -133,7 +133,8 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     zeros = {layer.layer: layer.zeros for curve in reversed(curves) for layer in curve.layers}
-    axis.plot(range(len(names)), [zeros[name] for name in names], color="0.55", linestyle="--", label="all zeros")
+    lengths = [zeros[name] for name in names]
+    axis.plot(range(len(names)), lengths, color="0.55", linestyle="--", marker="_", label="all zeros")
     for place, curve in enumerate(curves):
         axis.plot(
             [names.index(layer.layer) for layer in curve.layers],

@@ -35,7 +35,7 @@ MEAN, STD = (0.5, 0.5), (0.5, 0.5)
 
 @MODELS.register()
 class PredictedFlow3D(VideoNetwork):
-    """S3D-G up to 3A → decoder → flow → S3D-G; sees frames alone. 10.3 M parameters with 400 classes.
+    """S3D-G up to 3A → decoder → flow → S3D-G; sees frames alone. 10.4 M parameters with 400 classes.
 
     Layers are those of both parts, ``flow_net.3A`` and ``stream.4F``, and ``predicted_flow``; features and logits are
     the stream's.
