@@ -7,6 +7,7 @@ from distinit_plugin.building.data import (
     FRAME_INDEX_FOLDER,
     build_corpora,
     build_dataset,
+    build_grid_dataset,
     build_test_loader,
     build_train_loader,
     build_train_sampler,
@@ -15,6 +16,7 @@ from distinit_plugin.building.data import (
 )
 from distinit_plugin.building.flow import build_live_flow
 from distinit_plugin.building.networks import (
+    cache_part,
     build_network,
     build_objective,
     build_teacher,
@@ -25,26 +27,33 @@ from distinit_plugin.building.networks import (
     refuse_part_of_a_trunk,
 )
 from distinit_plugin.building.optimisation import build_optimizer, build_schedule
+from distinit_plugin.building.targets import build_targets, describe_targets, shown_grid, stores_each_frame
 
 __all__ = [
     "CORPUS_KEYS",
     "FRAME_INDEX_FOLDER",
     "build_corpora",
     "build_dataset",
+    "build_grid_dataset",
     "build_live_flow",
     "build_network",
     "build_objective",
     "build_optimizer",
     "build_schedule",
+    "build_targets",
     "build_teacher",
     "build_teachers",
     "build_test_loader",
     "build_train_loader",
     "build_train_sampler",
+    "cache_part",
+    "describe_targets",
     "has_corpus",
     "initialize_network",
     "input_spec",
     "needs_own_logits",
     "refuse_part_of_a_trunk",
+    "shown_grid",
+    "stores_each_frame",
     "view_specs",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import TWO_STREAM_NETWORKS
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".pyth", ".tar", ".pkl", ".bin", ".safetensors")
 
@@ -18,7 +19,8 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
         yield from unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE, "--opts CORPUS.INDEX_CACHE FOLDER")
     yield from _corpora(cfg)
     yield from _weights(cfg)
-    yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
+    if not _only_cached_teachers_see_flow(cfg):
+        yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
 
 
 def _corpora(cfg: CfgNode) -> Iterator[str]:
@@ -42,12 +44,21 @@ def _weights(cfg: CfgNode) -> Iterator[str]:
         if _is_file_name(cfg.INIT.INFLATE_WEIGHTS):
             yield from _missing("INIT.INFLATE_WEIGHTS", cfg.INIT.INFLATE_WEIGHTS, "Put the weights there")
         for name, entry in cfg.DISTILL.TEACHERS.items():
-            if entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
+            if entry.LOSS_WEIGHT > 0 and entry.CACHE:
+                yield from _missing(f"DISTILL.TEACHERS.{name}.CACHE", entry.CACHE, "Run distinit cache-targets first")
+            elif entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
                 yield from _missing(f"DISTILL.TEACHERS.{name}.WEIGHTS", entry.WEIGHTS, "Put the weights there")
     if _is_file_name(cfg.FLOW.WEIGHTS):
         yield from _missing("FLOW.WEIGHTS", cfg.FLOW.WEIGHTS, "Put the weights there")
     if cfg.TEST.ENABLE:
         yield from _missing("TEST.CHECKPOINT_FILE_PATH", cfg.TEST.CHECKPOINT_FILE_PATH, "Train first")
+
+
+def _only_cached_teachers_see_flow(cfg: CfgNode) -> bool:
+    active = [entry for entry in cfg.DISTILL.TEACHERS.values() if entry.LOSS_WEIGHT > 0]
+    seeing = [bool(entry.CACHE) for entry in active if entry.NETWORK.MODALITY == "flow"]
+    student = cfg.NETWORK.MODALITY == "flow" or cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS
+    return bool(seeing) and all(seeing) and not student
 
 
 def _is_file_name(weights: str) -> bool:

@@ -1,0 +1,83 @@
+"""What the tests of cached targets share: jobs over a grid, live and cached."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_jobs import CLASSES, SIZE, bright_or_dark, brightness_teacher, labelled, merged, small_cfg, write_teacher
+from videos import write_video
+
+from distinit_plugin import InputSpec, build_network
+from distinit_plugin.cli import main
+from distinit_plugin.config.node import CfgNode
+from distinit_plugin.jobs.caching import CachedPart, cache_targets
+
+EXACT = {"DETERMINISTIC": True, "PRECISION": "auto"}
+GRID = {"CLIPS": 3, "CROPS": 3, "FRAMES": 2}
+NAME = "TEACHER"
+
+
+def write_world(folder: Path) -> Path:
+    """``videos/train`` (6 small videos, one of them too short for a clip), ``videos/test`` (2), flow, two teachers."""
+    for use, numbers in (("train", (0, 1, 2)), ("test", (7,))):
+        for name in CLASSES:
+            (folder / "videos" / use / name).mkdir(parents=True)
+            for number in numbers:
+                frames = 3 if (name, number) == ("dark", 2) else 12
+                pattern = bright_or_dark(name, number)
+                write_video(folder / "videos" / use / name / f"video{number}.mp4", frames, 40, 56, pattern=pattern)
+    options = ["--backend", "tvl1", "--size", "native", "--workers", "1"]
+    assert main(["extract-flow", str(folder / "videos"), str(folder / "flow"), *options]) == 0
+    write_teacher(folder / "image.pth")
+    write_flow_teacher(folder / "flow.pth")
+    return folder
+
+
+def write_flow_teacher(path: Path, seed: int = 3) -> None:
+    """A narrow S3DG of flow with two classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = InputSpec(num_frames=4, modality="flow", mean=(0.5, 0.5), std=(0.5, 0.5))
+        network = build_network("S3DG", num_classes=2, input=clip, width=8)
+        torch.nn.init.normal_(network.get_submodule("fc").weight if hasattr(network, "fc") else network.logits.weight)
+    torch.save(network.bare_state_dict(), path)
+
+
+def image_entry(world: Path, **keys: Any) -> dict[str, Any]:
+    """A gated teacher of single frames, two random ones of which are averaged."""
+    standard = {"FRAME_PICK": "random", "MAX_ENTROPY": 1.0}
+    return brightness_teacher(world / "image.pth", **{**standard, **keys})
+
+
+def flow_entry(world: Path, **keys: Any) -> dict[str, Any]:
+    """A teacher of flow, compared with the student's own logits."""
+    entry = {
+        "ARCH": "S3DG",
+        "WEIGHTS": str(world / "flow.pth"),
+        "NUM_CLASSES": 2,
+        "NETWORK": {"MODALITY": "flow", "WIDTH": 8},
+        "MEAN": [0.5, 0.5],
+        "STD": [0.5, 0.5],
+        "CROP_SIZE": SIZE,
+        "FRAME_PICK": "clip",
+        "HEAD": "own",
+        "LOSS": "mse",
+        "CLASS_REDUCTION": "sum",
+    }
+    return {**entry, **keys}
+
+
+def job(world: Path, output: Path, entry: dict[str, Any], **sections: Any) -> CfgNode:
+    """A deterministic run of two epochs over the grid, with labels, a validation and one teacher."""
+    base = {
+        **labelled(world / "videos", TRAIN="train", VAL="test"),
+        "DISTILL": {"TEACHERS": {NAME: entry}, "GRID": GRID},
+        "RUNNER": {**EXACT, "CLIPS_PER_EPOCH": 8},
+        "SOLVER": {"MAX_EPOCH": 2},
+    }
+    return small_cfg(world / "videos", output, **merged(base, sections))
+
+
+def fill(cfg: CfgNode, folder: Path, **options: Any) -> list[CachedPart]:
+    """Make the cache of a job's teacher."""
+    return cache_targets(cfg, NAME, str(folder), **{"dtype": "float32", "shard_videos": 2, **options})
