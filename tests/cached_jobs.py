@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_jobs import CLASSES, SIZE, bright_or_dark, brightness_teacher, labelled, merged, small_cfg, write_teacher
+from flows import Difference, settings
+from small_jobs import CLASSES, SIZE, bright_or_dark, brightness_teacher, labelled, merged, small_cfg
 from videos import write_video
 
 from distinit_plugin import InputSpec, build_network
-from distinit_plugin.cli import main
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.jobs.caching import CachedPart, cache_targets
+from distinit_plugin.jobs.corpus_check import read_corpus
+from distinit_plugin.jobs.flow_extraction import extract_flow
 
 EXACT = {"DETERMINISTIC": True, "PRECISION": "auto"}
 GRID = {"CLIPS": 3, "CROPS": 3, "FRAMES": 2}
@@ -26,11 +28,26 @@ def write_world(folder: Path) -> Path:
                 frames = 3 if (name, number) == ("dark", 2) else 12
                 pattern = bright_or_dark(name, number)
                 write_video(folder / "videos" / use / name / f"video{number}.mp4", frames, 40, 56, pattern=pattern)
-    options = ["--backend", "tvl1", "--size", "native", "--workers", "1"]
-    assert main(["extract-flow", str(folder / "videos"), str(folder / "flow"), *options]) == 0
-    write_teacher(folder / "image.pth")
+    flow = settings(size="native", codec="ffv1")
+    done = extract_flow(read_corpus(str(folder / "videos")), folder / "flow", flow, backend=Difference.name)
+    assert len(done.done) == 8
+    write_image_teacher(folder / "image.pth")
     write_flow_teacher(folder / "flow.pth")
     return folder
+
+
+def write_image_teacher(path: Path, width: int = 8) -> None:
+    """A Res2D of depth 10 with 4 classes, whose answers differ from frame to frame and from crop to crop."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = build_network("Res2D", num_classes=4, input=InputSpec(), depth=10, width=width).eval()
+        with torch.no_grad():
+            levels = (torch.tensor([185.0, 45.0]) / 255 - 0.45) / 0.225
+            frames = levels.view(2, 1, 1, 1, 1).expand(2, 3, 1, SIZE, SIZE)
+            bright, dark = network({"rgb": frames}).features
+            network.fc.weight.normal_().mul_(3 / (bright - dark).norm())
+            network.fc.bias.copy_(-network.fc.weight @ ((bright + dark) / 2))
+    torch.save(network.bare_state_dict(), path)
 
 
 def write_flow_teacher(path: Path, seed: int = 3) -> None:
@@ -39,12 +56,12 @@ def write_flow_teacher(path: Path, seed: int = 3) -> None:
         torch.manual_seed(seed)
         clip = InputSpec(num_frames=4, modality="flow", mean=(0.5, 0.5), std=(0.5, 0.5))
         network = build_network("S3DG", num_classes=2, input=clip, width=8)
-        torch.nn.init.normal_(network.get_submodule("fc").weight if hasattr(network, "fc") else network.logits.weight)
+        torch.nn.init.normal_(network.fc.weight)
     torch.save(network.bare_state_dict(), path)
 
 
 def image_entry(world: Path, **keys: Any) -> dict[str, Any]:
-    """A gated teacher of single frames, two random ones of which are averaged."""
+    """A gated teacher of a random frame."""
     standard = {"FRAME_PICK": "random", "MAX_ENTROPY": 1.0}
     return brightness_teacher(world / "image.pth", **{**standard, **keys})
 
@@ -68,12 +85,12 @@ def flow_entry(world: Path, **keys: Any) -> dict[str, Any]:
 
 
 def job(world: Path, output: Path, entry: dict[str, Any], **sections: Any) -> CfgNode:
-    """A deterministic run of two epochs over the grid, with labels, a validation and one teacher."""
+    """A deterministic run of two steps over the grid, with labels, a validation and one teacher."""
     base = {
         **labelled(world / "videos", TRAIN="train", VAL="test"),
         "DISTILL": {"TEACHERS": {NAME: entry}, "GRID": GRID},
         "RUNNER": {**EXACT, "CLIPS_PER_EPOCH": 8},
-        "SOLVER": {"MAX_EPOCH": 2},
+        "FLOW": {"BACKEND": Difference.name},
     }
     return small_cfg(world / "videos", output, **merged(base, sections))
 

@@ -112,8 +112,6 @@ def grid_problems(cfg: CfgNode) -> Problems:
         )
     if grid.FRAMES > frames:
         yield f"DISTILL.GRID.FRAMES: {grid.FRAMES} is not allowed. Allowed: 0 … {frames} (DATA.NUM_FRAMES)."
-    elif grid.FRAMES and all(entry.FRAME_PICK == "clip" for entry in active.values()):
-        yield f"DISTILL.GRID.FRAMES: {grid.FRAMES} has no effect, no teacher picks frames. Leave it at 0."
     for name, entry in active.items():
         where = f"DISTILL.TEACHERS.{name}"
         if 0 < grid.FRAMES < entry.NUM_PICKED_FRAMES and entry.FRAME_PICK != "clip":
