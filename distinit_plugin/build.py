@@ -16,11 +16,11 @@ from distinit_plugin.building.data import (
 )
 from distinit_plugin.building.flow import build_live_flow
 from distinit_plugin.building.networks import (
-    cache_part,
     build_network,
     build_objective,
     build_teacher,
     build_teachers,
+    cache_part,
     initialize_network,
     input_spec,
     needs_own_logits,

@@ -57,7 +57,9 @@ class ViewSpec:
         stack = "" if self.stack == 1 else f"_stack{self.stack}"
         choice = f"_of{self.pick_from}" if self.pick_from else ""
         crop = "" if self.crop == "shared" else f"_{self.crop}"
-        return f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}{choice}{crop}"
+        return (
+            f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}{choice}{crop}"
+        )
 
     @property
     def pairs(self) -> str:

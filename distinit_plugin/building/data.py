@@ -146,9 +146,7 @@ def build_dataset(
     )
 
 
-def build_grid_dataset(
-    cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split
-) -> ClipDataset:
+def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split) -> ClipDataset:
     """One teacher's view of every clip and crop that a training or validation shows, which keys number.
 
     Args:

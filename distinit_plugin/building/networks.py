@@ -106,9 +106,7 @@ def refuse_part_of_a_trunk(report: LoadReport) -> None:
 def build_teachers(cfg: CfgNode) -> dict[str, Network]:
     """Every teacher whose term has weight, frozen, by its name in the configuration."""
     return {
-        name: build_teacher(cfg, name)
-        for name, entry in sorted(cfg.DISTILL.TEACHERS.items())
-        if entry.LOSS_WEIGHT > 0
+        name: build_teacher(cfg, name) for name, entry in sorted(cfg.DISTILL.TEACHERS.items()) if entry.LOSS_WEIGHT > 0
     }
 
 
@@ -136,7 +134,7 @@ def build_teacher(cfg: CfgNode, name: str, clip: InputSpec | None = None) -> Net
     Args:
         cfg: The configuration.
         name: Of the node.
-        clip: What the student is fed (a teacher with FRAME_PICK clip sees all of its frames); ``None``: as ``cfg`` says.
+        clip: What the student is fed (FRAME_PICK clip: all of its frames); ``None``: as ``cfg`` says.
 
     Raises:
         UserError: With the teacher's key in front of what is wrong.
@@ -173,8 +171,8 @@ def _build_cached_teacher(name: str, entry: CfgNode) -> Network:
         layout = TargetStore.open(cache_part(entry.CACHE, "train")).layout
         if layout.layer != entry.LAYER:
             raise UserError(
-                f"{entry.CACHE} holds the teacher's {layout.layer}, LAYER is {entry.LAYER}. Set LAYER {layout.layer}, or "
-                "make the targets again (distinit cache-targets)."
+                f"{entry.CACHE} holds the teacher's {layout.layer}, LAYER is {entry.LAYER}. Set LAYER {layout.layer}, "
+                "or make the targets again (distinit cache-targets)."
             )
         if layout.layer == "logits" and layout.shape[0] != entry.NUM_CLASSES:
             raise UserError(

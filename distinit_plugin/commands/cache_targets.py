@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="float16", choices=["float16", "float32"], help="of the stored values; default: float16"
     )
     parser.add_argument(
-        "--shard-videos", type=whole(1), default=64, metavar="N", help="videos of one file, which a kill costs; default: 64"
+        "--shard-videos",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="videos of one file, which a kill costs; default: 64",
     )
     add_config_arguments(parser)
 

@@ -180,7 +180,9 @@ TEACHER_ENTRY.MAX_ENTROPY = -1.0  # nats; examples whose teacher entropy is at o
 TEACHER_ENTRY.FRAME_PICK = "center"  # center, random, uniform (of the clip's frames), or clip: all of them
 TEACHER_ENTRY.NUM_PICKED_FRAMES = 1  # frames per clip; their logits are averaged before the softmax
 TEACHER_ENTRY.VIEW = "shared"  # "shared": the student's crop and flip; "center": the centre crop of the same frames
-TEACHER_ENTRY.CACHE = ""  # folder of distinit cache-targets: the teacher's outputs are read, it is not built; empty: off
+TEACHER_ENTRY.CACHE = (
+    ""  # folder of distinit cache-targets: the teacher's outputs are read, it is not built; empty: off
+)
 TEACHER_ENTRY.CROP_SIZE = 224  # pixels at which the teacher sees the clip's crop
 TEACHER_ENTRY.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of the teacher's input
 TEACHER_ENTRY.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation

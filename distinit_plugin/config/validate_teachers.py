@@ -99,7 +99,7 @@ def grid_problems(cfg: CfgNode) -> Problems:
     active = {name: entry for name, entry in cfg.DISTILL.TEACHERS.items() if entry.LOSS_WEIGHT > 0}
     centered = any(entry.VIEW == "center" for entry in active.values())
     if grid.CROPS and not grid.CLIPS:
-        yield f"DISTILL.GRID.CROPS: {grid.CROPS} has no effect on random clips. Set DISTILL.GRID.CLIPS, or leave it at 0."
+        yield f"DISTILL.GRID.CROPS: {grid.CROPS} has no effect on random clips. Set DISTILL.GRID.CLIPS, or leave it 0."
     if grid.SCALE and not grid.CROPS and not centered:
         yield (
             f"DISTILL.GRID.SCALE: {grid.SCALE} has no effect on random crops. Set DISTILL.GRID.CROPS, a teacher's VIEW "
@@ -110,7 +110,7 @@ def grid_problems(cfg: CfgNode) -> Problems:
             f"DISTILL.GRID.SCALE: {grid.SCALE} is smaller than DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}. Use "
             "at least the crop, or 0 for the middle of DATA.TRAIN_JITTER_SCALES."
         )
-    if grid.FRAMES > frames:
+    if frames < grid.FRAMES:
         yield f"DISTILL.GRID.FRAMES: {grid.FRAMES} is not allowed. Allowed: 0 … {frames} (DATA.NUM_FRAMES)."
     for name, entry in active.items():
         where = f"DISTILL.TEACHERS.{name}"
@@ -128,8 +128,8 @@ def _cached(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
     grid = cfg.DISTILL.GRID
     if not grid.CLIPS:
         yield (
-            f"{where}.CACHE: targets are cached for the clips of a grid, but DISTILL.GRID.CLIPS is 0 (any clip). Set it, "
-            "and the grid's other keys, as they were for distinit cache-targets, or leave CACHE empty."
+            f"{where}.CACHE: targets are cached for the clips of a grid, but DISTILL.GRID.CLIPS is 0 (any clip). Set "
+            "it, and the grid's other keys, as they were for distinit cache-targets, or leave CACHE empty."
         )
     elif entry.VIEW == "shared" and not grid.CROPS:
         yield (

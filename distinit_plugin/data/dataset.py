@@ -64,9 +64,9 @@ class FrameMemory:
 class ClipDataset(Dataset[Sample]):
     """Samples of one or several corpora. ``dataset[key]`` is a pure function of (seed, key).
 
-    Training: a random clip, crop and flip, or one of a grid's. A bad video is named in ``sample["bad"]`` and replaced by another of the
-    same corpus, chosen by (seed, key, attempt). Validation and test: the clip and crop that the key numbers; a bad
-    video is named and its sample has no views, so that ``collate`` leaves it out.
+    Training: a random clip, crop and flip, or one of a grid's. A bad video is named in ``sample["bad"]`` and replaced
+    by another of the same corpus, chosen by (seed, key, attempt). Validation and test: the clip and crop that the key
+    numbers; a bad video is named and its sample has no views, so that ``collate`` leaves it out.
 
     Attributes:
         videos: The corpora under one index.

@@ -219,7 +219,9 @@ class FlowStore:
         try:
             return read_json(place / PICTURES_FILE, _MAX_JSON_BYTES)
         except (OSError, ValueError) as error:
-            raise MissingFlowError(path, f"its flow {place} is not whole ({PICTURES_FILE}: {why_unusable(error)})") from error
+            raise MissingFlowError(
+                path, f"its flow {place} is not whole ({PICTURES_FILE}: {why_unusable(error)})"
+            ) from error
 
     def _check(self, place: Path, path: str, description: dict[str, Any]) -> None:
         """The flow is of this video and as the store says."""
@@ -281,6 +283,6 @@ def _read_settings(path: Path) -> tuple[FlowSettings, str]:
         return FlowSettings(**{name: cast(values[name]) for name, cast in casts.items()}), str(values["root"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({why_unusable(error)}). Write it as it was (its flow files say the same), or name another "
-            "folder."
+            f"{path} is damaged ({why_unusable(error)}). Write it as it was (its flow files say the same), or name "
+            "another folder."
         ) from error

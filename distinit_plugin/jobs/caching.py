@@ -103,7 +103,9 @@ def cache_targets(
     cfg.DISTILL.TEACHERS[teacher].CACHE = ""
     cfg.freeze()
     _check(cfg, teacher)
-    job = partial(_cache_here, teacher=teacher, folder=Path(folder).expanduser(), dtype=dtype, shard_videos=shard_videos)
+    job = partial(
+        _cache_here, teacher=teacher, folder=Path(folder).expanduser(), dtype=dtype, shard_videos=shard_videos
+    )
     if starts_ranks(cfg):
         parts: list[CachedPart] = launch(cfg, job)
         return parts
@@ -128,8 +130,8 @@ def _check(cfg: CfgNode, teacher: str) -> None:
         raise UserError("DISTILL.GRID.CLIPS: 0 is any clip, of which there are too many to store. Set a number (10).")
     if entry.VIEW == "shared" and not grid.CROPS:
         raise UserError(
-            f"DISTILL.GRID.CROPS: 0 is any crop, of which there are too many to store. Set it to 1 or 3, or {where}.VIEW "
-            "center, with which the student keeps its random crops."
+            f"DISTILL.GRID.CROPS: 0 is any crop, of which there are too many to store. Set it to 1 or 3, or "
+            f"{where}.VIEW center, with which the student keeps its random crops."
         )
     if entry.WEIGHTS == "random":
         raise UserError(f"{where}.WEIGHTS: random has no targets worth storing. Name the teacher's weights.")
@@ -258,7 +260,11 @@ class _Part:
             if not np.isfinite(kept).all():
                 beyond = np.isfinite(output).all()
                 problem = "beyond 65504, which float16 does not hold" if beyond else "not finite"
-                fix = "Store them with --dtype float32." if beyond else "Look at its weights, or use RUNNER.PRECISION fp32."
+                fix = (
+                    "Store them with --dtype float32."
+                    if beyond
+                    else "Look at its weights, or use RUNNER.PRECISION fp32."
+                )
                 raise UserError(f"the teacher {self._name} gives values for {path} that are {problem}. {fix}")
             place = key.index - layout.rows(shard).start, key.clip * layout.crops + key.crop
             values[place], filled[place] = kept, True

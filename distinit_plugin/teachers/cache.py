@@ -174,7 +174,9 @@ class TargetStore:
                 complete=values["complete"] is True,
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({why_unusable(error)}). Remove the folder and make the targets again.") from error
+            raise UserError(
+                f"{path} is damaged ({why_unusable(error)}). Remove the folder and make the targets again."
+            ) from error
 
     @property
     def names(self) -> list[str]:
@@ -274,7 +276,8 @@ class TargetStore:
             values: ``layout.shard_shape``.
             bad: Row (of the store) → why it holds no numbers.
         """
-        assert values.shape == self.layout.shard_shape(shard) and values.dtype == self.layout.dtype
+        assert values.shape == self.layout.shard_shape(shard)
+        assert values.dtype == self.layout.dtype
         reasons = self.place(shard).with_suffix(".json")
         if bad:
             write_text(reasons, json.dumps({str(row): bad[row] for row in sorted(bad)}, indent=2) + "\n")
@@ -295,7 +298,9 @@ class TargetStore:
                 try:
                     self.bad |= {int(row): str(reason) for row, reason in read_json(path, _MAX_JSON_BYTES).items()}
                 except (OSError, ValueError) as error:
-                    raise UserError(f"{path} is damaged ({why_unusable(error)}). Remove {self.place(shard)}. {_AGAIN}.") from error
+                    raise UserError(
+                        f"{path} is damaged ({why_unusable(error)}). Remove {self.place(shard)}. {_AGAIN}."
+                    ) from error
         self._complete = True
         self._write_index()
 
@@ -324,7 +329,9 @@ def differences(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _layout(values: Any) -> TargetLayout:
     casts: dict[str, Callable[[Any], Any]] = {"layer": str, "dtype": str, "shape": tuple}
-    known = {field.name: casts.get(field.name, lambda value: value)(values[field.name]) for field in fields(TargetLayout)}
+    known = {
+        field.name: casts.get(field.name, lambda value: value)(values[field.name]) for field in fields(TargetLayout)
+    }
     return TargetLayout(**known)
 
 
