@@ -14,7 +14,7 @@ from distinit_plugin.jobs.caching import CachedPart, cache_targets
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow
 
-EXACT = {"DETERMINISTIC": True, "PRECISION": "auto"}
+EXACT = {"DETERMINISTIC": True, "PRECISION": "auto", "NUM_THREADS": 1}
 GRID = {"CLIPS": 2, "CROPS": 1, "FRAMES": 2}
 NAME = "TEACHER"
 

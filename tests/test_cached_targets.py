@@ -25,6 +25,7 @@ from cached_jobs import (
     write_world,
 )
 from flows import contents
+from rank_processes import forked_ranks
 from small_jobs import differing, json_stats, small_settings, state_of
 from videos import write_video
 
@@ -157,6 +158,13 @@ def test_killed_in_the_middle_it_goes_on_and_the_files_are_the_same(world, tmp_p
     assert train.made < train.clips
     assert (tmp_path / "killed" / "train" / "shard_00000.npy").stat().st_mtime_ns == first
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_ranks_share_the_work(world, cache, tmp_path):
+    with forked_ranks():
+        parts = fill(job(world, tmp_path / "run", image_entry(world), RUNNER={"CPU_RANKS": 2}), tmp_path / "cache")
+    assert [part.made for part in parts] == [16, 2]
+    assert contents(tmp_path / "cache") == contents(cache / "image")
 
 
 def test_a_cut_off_file_is_refused_and_made_again(world, tmp_path):
