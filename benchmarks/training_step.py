@@ -13,8 +13,8 @@ noise hits all alike. Each is given the same clips.
 * ``plain``: torchvision's ``r2plus1d_18`` and ``resnet50`` in fp32 as one would write it down, no settings;
   ``plain-flushed``: the same with ``torch.set_flush_denormal(True)``.
 * ``weight``, ``skip``: ``loop`` with a gate that drops half of each batch.
-* ``student``: ``loop`` on labels, without a teacher; ``cached``: ``loop`` on stored targets of the teacher, which are read
-  in each step. Run when they are named: ``--variants student cached``.
+* ``student``: ``loop`` on labels, without a teacher; ``cached``: ``loop`` on stored targets of the teacher, which are
+  read in each step. They run when they are named: ``--variants student cached``.
 * With CUDA also ``compiled``: ``loop`` with RUNNER.COMPILE; ``autocast``: ``plain`` in bf16 autocast.
 
 Without CUDA the plain ones, which take minutes, run only when they are named: ``--variants loop plain plain-flushed``.

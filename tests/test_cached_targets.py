@@ -25,7 +25,6 @@ from cached_jobs import (
     write_world,
 )
 from flows import contents
-from rank_processes import forked_ranks
 from small_jobs import differing, json_stats, small_settings, state_of
 from videos import write_video
 
@@ -160,13 +159,6 @@ def test_killed_in_the_middle_it_goes_on_and_the_files_are_the_same(world, tmp_p
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_ranks_share_the_work(world, cache, tmp_path):
-    with forked_ranks():
-        parts = fill(job(world, tmp_path / "run", image_entry(world), RUNNER={"CPU_RANKS": 2}), tmp_path / "cache")
-    assert [part.made for part in parts] == [16, 2]
-    assert contents(tmp_path / "cache") == contents(cache / "image")
-
-
 def test_a_cut_off_file_is_refused_and_made_again(world, tmp_path):
     cfg = job(world, tmp_path / "run", image_entry(world))
     fill(cfg, tmp_path / "cache")
@@ -291,6 +283,11 @@ def test_another_corpus_is_refused(world, cache, tmp_path):
     cfg = job(tmp_path, tmp_path / "run", image_entry(world, CACHE=str(cache / "image")))
     with pytest.raises(UserError, match=r"corpus: .*4 videos, 1 of the 4 of this job .*\(dark/new.mp4\)"):
         run(cfg)
+    shutil.copytree(cache / "image", tmp_path / "cache")
+    (tmp_path / "cache" / "train" / "videos").write_bytes(b"a\0")
+    cfg = job(tmp_path, tmp_path / "run", image_entry(world, CACHE=str(tmp_path / "cache")))
+    with pytest.raises(UserError, match=r"train.videos is damaged"):
+        run(cfg)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +296,7 @@ def test_another_corpus_is_refused(world, cache, tmp_path):
         (lambda folder: shutil.rmtree(folder), "does not exist"),
         (lambda folder: (folder / "train" / "targets.json").unlink(), "holds no teacher's targets"),
         (lambda folder: (folder / "train" / "targets.json").write_text("[" * 100_000), "targets.json is damaged"),
-        (lambda folder: (folder / "train" / "videos").write_bytes(b"a\0"), "videos is damaged"),
+        (lambda folder: edit(folder, "layout", {"each_frame": 1}), "a number in it is not possible"),
         (lambda folder: (folder / "train" / "shard_00001.npy").unlink(), "shard_00001.npy is missing or cut off"),
         (lambda folder: edit(folder, "layout", {"clips": -1}), "damaged .a count in it is not possible"),
         (lambda folder: edit(folder, "layout", {"dtype": "object"}), "its layout is not possible"),

@@ -66,15 +66,14 @@ def rows_of(store: TargetStore, videos: Mixture) -> npt.NDArray[np.int64]:
     Raises:
         UserError: It lacks one.
     """
-    stored = store.names
-    names = list(videos.names())
-    if names == stored:
-        return np.arange(len(names), dtype=np.int64)
-    known = {name: row for row, name in enumerate(stored)}
-    missing = [name for name in names if name not in known]
+    if store.is_of(videos.names()):
+        return np.arange(len(videos), dtype=np.int64)
+    known = {name: row for row, name in enumerate(store.names)}
+    missing = [name for name in videos.names() if name not in known]
     if missing:
         raise UserError(
-            f"corpus: {store.folder} holds targets of {len(stored)} videos, {len(missing)} of the {len(names)} of this "
-            f"job are not among them ({shorten(missing[:6], len(missing))})"
+            f"corpus: {store.folder} holds targets of {store.layout.videos} videos, {len(missing)} of the "
+            f"{len(videos)} of this job are not among them ({shorten(missing[:6], len(missing))}). Take them out of "
+            "the list, name them as they were, or make targets for this list (distinit cache-targets, into another folder)."
         )
-    return np.fromiter((known[name] for name in names), dtype=np.int64, count=len(names))
+    return np.fromiter((known[name] for name in videos.names()), dtype=np.int64, count=len(videos))

@@ -185,7 +185,7 @@ class _Part:
             self._view = replace(view, pick="uniform", num_frames=view.pick_from or clip.num_frames)
         self._grid = build.shown_grid(cfg, split, view)
         self._finish = session.finisher({view.modality: self._view})
-        self._batch_size: int = cfg.TEST.BATCH_SIZE
+        self._batch_size: int = max(1, cfg.TEST.BATCH_SIZE // distributed.local_world_size())
 
     def run(self, folder: Path, dtype: str, shard_videos: int) -> CachedPart:
         """Make what is missing."""

@@ -72,6 +72,12 @@ class TargetLayout:
         counts = (self.videos, self.clips, self.crops, self.frames, self.shard_videos, *self.shape)
         if not self.shape or not all(type(count) is int and 0 < count < _MAX_COUNT for count in counts):
             raise ValueError("a count in it is not possible")
+        rest = (self.feature_dim, self.temporal_stride, self.spatial_stride)
+        if (
+            not all(type(count) is int and 0 <= count < _MAX_COUNT for count in rest)
+            or type(self.each_frame) is not bool
+        ):
+            raise ValueError("a number in it is not possible")
         if self.dtype not in DTYPES or (self.frames > 1 and not self.each_frame):
             raise ValueError("its layout is not possible")
 
@@ -177,6 +183,13 @@ class TargetStore:
             raise UserError(
                 f"{path} is damaged ({why_unusable(error)}). Remove the folder and make the targets again."
             ) from error
+
+    def is_of(self, names: Iterable[str]) -> bool:
+        """Whether these are the names of the store's videos, in the order of rows; none of them is kept."""
+        digest = sha256()
+        for name in names:
+            digest.update(os.fsencode(name) + b"\0")
+        return digest.hexdigest() == self._names_digest
 
     @property
     def names(self) -> list[str]:
