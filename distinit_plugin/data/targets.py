@@ -74,6 +74,6 @@ def rows_of(store: TargetStore, videos: Mixture) -> npt.NDArray[np.int64]:
         raise UserError(
             f"corpus: {store.folder} holds targets of {store.layout.videos} videos, {len(missing)} of the "
             f"{len(videos)} of this job are not among them ({shorten(missing[:6], len(missing))}). Take them out of "
-            "the list, name them as they were, or make targets for this list (distinit cache-targets, into another folder)."
+            "the list, name them as they were, or make targets for this list (distinit cache-targets)."
         )
     return np.fromiter((known[name] for name in videos.names()), dtype=np.int64, count=len(videos))
