@@ -47,6 +47,7 @@ from distinit_plugin.types import SampleKey, ViewSpec
 from distinit_plugin.video import sampling
 from distinit_plugin.video.corpus import load_corpus
 from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.grid import Place
 from distinit_plugin.video.index import FrameIndex, IndexCache
 from distinit_plugin.video.transforms import Geometry, render_view
 
@@ -67,14 +68,15 @@ class Clip(NamedTuple):
 class Recorder(ClipDataset):
     """Notes the frames and the region that a key stands for, so that the peers decode the same."""
 
-    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> sampling.Clip:
-        chosen = super()._clip(index, key, rng)
+    def _clip(self, index: FrameIndex, place: Place, rng: np.random.Generator) -> sampling.Clip:
+        chosen = super()._clip(index, place, rng)
         self.frames = chosen.timeline[chosen.places]
         return chosen
 
-    def _geometry(self, height: int, width: int, key: SampleKey, rng: np.random.Generator) -> Geometry:
-        self.geometry = super()._geometry(height, width, key, rng)
-        return self.geometry
+    def _regions(self, height: int, width: int, place: Place, rng: np.random.Generator) -> dict[str, Geometry]:
+        regions = super()._regions(height, width, place, rng)
+        self.geometry = regions["shared"]
+        return regions
 
     def clip(self, key: SampleKey) -> Clip:
         """Frames and region of a key."""

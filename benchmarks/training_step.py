@@ -13,6 +13,8 @@ noise hits all alike. Each is given the same clips.
 * ``plain``: torchvision's ``r2plus1d_18`` and ``resnet50`` in fp32 as one would write it down, no settings;
   ``plain-flushed``: the same with ``torch.set_flush_denormal(True)``.
 * ``weight``, ``skip``: ``loop`` with a gate that drops half of each batch.
+* ``student``: ``loop`` on labels, without a teacher; ``cached``: ``loop`` on stored targets of the teacher, which are
+  read in each step. They run when they are named: ``--variants student cached``.
 * With CUDA also ``compiled``: ``loop`` with RUNNER.COMPILE; ``autocast``: ``plain`` in bf16 autocast.
 
 Without CUDA the plain ones, which take minutes, run only when they are named: ``--variants loop plain plain-flushed``.
@@ -48,7 +50,8 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     finally:
         for variant in variants.values():
             variant.kill()
-    flops = variants["loop"].facts.get("flops")
+    first = variants[names[0]].facts
+    flops = first.get("flops")
     rows = []
     for name, values in seconds.items():
         speed = spread(batch_size / value for value in values).median
@@ -59,9 +62,9 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     header = ["variant", "precision", "s / step (quartiles)", "clips/s", "peak memory, MiB", "of the bf16 rate"]
     print(table(header, rows))
     print()
-    _print_ratios(seconds, {name: facts["memory"] for name, facts in last.items()}, variants["loop"].facts)
-    if "check" in variants["loop"].facts:
-        print(variants["loop"].facts["check"])
+    _print_ratios(seconds, {name: facts["memory"] for name, facts in last.items()}, first)
+    if "check" in first:
+        print(first["check"])
 
 
 def _stepper(variant: Variant) -> Callable[[int], None]:
@@ -76,19 +79,22 @@ def _print_ratios(seconds: Mapping[str, list[float]], memory: Mapping[str, int],
     def add(text: str, value: Spread, target: str) -> None:
         rows.append([text, value.text(3), target])
 
-    if "parts" in seconds:
+    if "parts" in seconds and "loop" in seconds:
         value = ratio(seconds["loop"], seconds["parts"])
         add("time, loop / parts", value, verdict(value.median, at_most=1.03))
         share = memory["loop"] / memory["parts"]
         rows.append(["peak memory, loop / parts", f"{share:.3f}", verdict(share, at_most=1.03)])
     for name, least in (("plain", 6.0), ("plain-flushed", 2.5), ("autocast", 0.0), ("compiled", 0.0)):
-        if name in seconds:
+        if name in seconds and "loop" in seconds:
             value = ratio(seconds[name], seconds["loop"])
             aimed = half and least > 0 and facts["device"] == "cpu"
             add(f"time, {name} / loop", value, verdict(value.median, at_least=least) if aimed else "no target here")
     if "skip" in seconds and "weight" in seconds:
         value = ratio(seconds["skip"], seconds["weight"])
         add("time, skip / weight (half kept)", value, verdict(value.median, at_most=0.65))
+    if "cached" in seconds and "student" in seconds:
+        value = ratio(seconds["cached"], seconds["student"])
+        add("time, cached / student", value, verdict(value.median, at_most=1.03))
     print(table(["ratio", "median (quartiles)", "target"], rows))
 
 
@@ -98,7 +104,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=0, help="clips; 0: 4 on a CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--variants", nargs="+", default=[], help="loop first; all by default")
+    parser.add_argument(
+        "--variants", nargs="+", default=[], help="the first one's precision counts; default: loop and others"
+    )
     parser.add_argument("--teacher", default="resnet50", help="of torchvision")
     parser.add_argument("--options", nargs="+", default=[], help="KEY VALUE overrides of the loop's configuration")
     chosen = parser.parse_args(words)

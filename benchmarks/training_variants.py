@@ -26,6 +26,7 @@ TEACHER = "IMAGENET"
 CONFIG = "configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml"
 NUM_FRAMES, STUDENT_SIZE, TEACHER_SIZE, NUM_CLASSES = 8, 112, 224, 1000
 PRODUCT_SIZE = 8192
+GRID_CLIPS, TAG = 10, "IMAGENET1K_V1"
 
 
 def random_clips(batch_size: int, num_frames: int, size: int) -> Tensor:
@@ -47,7 +48,8 @@ def build_trainer(arguments: argparse.Namespace, stack: contextlib.ExitStack, **
     from distinit_plugin.jobs.session import open_session
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    (folder / "video.mp4").touch()
+    (folder / "videos" / "all").mkdir(parents=True)
+    (folder / "videos" / "all" / "video.mp4").touch()
     pairs: dict[str, object] = {
         "OUTPUT_DIR": folder / "run",
         "NUM_GPUS": int(arguments.device == "cuda"),
@@ -56,14 +58,17 @@ def build_trainer(arguments: argparse.Namespace, stack: contextlib.ExitStack, **
         "RUNNER.CLIPS_PER_EPOCH": 1_000_000,
         "RUNNER.PROGRESS": False,
         "LOG_MODEL_INFO": False,
-        "CORPUS.TRAIN.KINETICS.PATH": folder,
+        "CORPUS.TRAIN.KINETICS.PATH": folder / "videos",
         "NETWORK.VARIANT": "torchvision",  # so that plain PyTorch computes the same network
         f"DISTILL.TEACHERS.{TEACHER}.ARCH": f"torchvision/{arguments.teacher}",
         f"DISTILL.TEACHERS.{TEACHER}.WEIGHTS": "random",
         **{key.replace("__", "."): value for key, value in keys.items()},
     }
     words = [str(word) for pair in pairs.items() for word in pair] + arguments.options
-    session = stack.enter_context(open_session(load_cfg(CONFIG, words)[0], log_to_folder=False))
+    cfg = load_cfg(CONFIG, words)[0]
+    if cfg.DISTILL.GRID.CLIPS:
+        cfg = write_cache(cfg, folder / "targets")
+    session = stack.enter_context(open_session(cfg, log_to_folder=False))
     trainer = training.build_trainer(session, saves=False)
     objective = trainer.state.objective
     set_train_mode(objective.trainable, False)
@@ -100,6 +105,74 @@ def build_gated(arguments: argparse.Namespace, stack: contextlib.ExitStack, *, g
         kept = objective.prepare(views, {}).weights[term.name].sum()
     assert int(kept) == len(logits) // 2, "the gate does not keep half"
     return lambda: trainer.run_step(repeat(batch)), {"precision": precision.name, "device": trainer.device.type}
+
+
+def build_student(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Built:
+    """The loop without a teacher: the same network with a classifier as large as the teacher's, on labels."""
+    keys = {
+        "ACTION__LOSS_WEIGHT": 1.0,
+        "MODEL__NUM_CLASSES": NUM_CLASSES,
+        "CORPUS__TRAIN__KINETICS__LABELED": True,
+        f"DISTILL__TEACHERS__{TEACHER}__LOSS_WEIGHT": 0,
+    }
+    trainer, batch = build_trainer(arguments, stack, **keys)
+    batch["targets"] = {"label": torch.arange(arguments.batch_size)}
+    return lambda: trainer.run_step(repeat(batch)), {
+        "precision": trainer.state.precision.name,
+        "device": trainer.device.type,
+    }
+
+
+def build_cached(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Built:
+    """The loop on stored targets, which are read for each step (in a training, workers do it)."""
+    keys = {"DISTILL__GRID__CLIPS": GRID_CLIPS, "DISTILL__GRID__CROPS": 3}
+    trainer, batch = build_trainer(arguments, stack, **keys, **{f"DISTILL__TEACHERS__{TEACHER}__WEIGHTS": TAG})
+    from distinit_plugin import build
+    from distinit_plugin.config.load import parse_cfg
+    from distinit_plugin.video.grid import Place
+
+    cfg, _ = parse_cfg(trainer.state.config_text, "the loop's")
+    clip = build.input_spec(cfg).view_specs("train")["rgb"]
+    stored = build.build_targets(cfg, build.build_corpora(cfg, "train"), "train", clip)[TEACHER]
+    numbers = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        places = torch.randint(6 * GRID_CLIPS, (arguments.batch_size,), generator=numbers).tolist()
+        rows = [stored.read("video.mp4", 0, Place(*divmod(place, 6)), NUM_FRAMES, 0) for place in places]
+        batch["targets"] = {TEACHER: torch.stack(rows)}
+        trainer.run_step(repeat(batch))
+
+    return step, {"precision": trainer.state.precision.name, "device": trainer.device.type}
+
+
+def write_cache(cfg: Any, folder: Path) -> Any:
+    """Any targets of the teacher for all of the grid of the one video; the configuration that reads them."""
+    from distinit_plugin import build
+    from distinit_plugin.teachers.cache import TargetLayout, TargetStore
+
+    clip = build.input_spec(cfg).view_specs("train")["rgb"]
+    layout = TargetLayout(
+        layer="logits",
+        shape=(NUM_CLASSES,),
+        dtype="float16",
+        videos=1,
+        clips=GRID_CLIPS,
+        crops=6,
+        frames=1,
+        each_frame=False,
+        shard_videos=1,
+        feature_dim=1,
+    )
+    names = build.build_corpora(cfg, "train").names()
+    identity = build.describe_targets(cfg, TEACHER, "train", clip)
+    store = TargetStore.settle(build.cache_part(folder, "train"), layout, identity, {}, names)
+    store.write(0, torch.randn(layout.shard_shape(0)).half().numpy(), {})
+    store.finish()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DISTILL.TEACHERS[TEACHER].CACHE = str(folder)
+    cfg.freeze()
+    return cfg
 
 
 def count_flops(trainer: Any, batch: Any) -> int:
@@ -233,6 +306,8 @@ BUILDERS: dict[str, Callable[[argparse.Namespace, contextlib.ExitStack], Built]]
     "compiled": partial(build_loop, RUNNER__COMPILE=True),
     "weight": partial(build_gated, gate="weight"),
     "skip": partial(build_gated, gate="skip"),
+    "student": build_student,
+    "cached": build_cached,
     "parts": build_parts,
     "plain": build_plain,
     "plain-flushed": partial(build_plain, flush=True),

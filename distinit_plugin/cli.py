@@ -40,6 +40,9 @@ VERBS = {
     "export": Verb("export", "the student alone as safetensors, torch.export or ONNX, checked"),
     "ensemble": Verb("ensemble", "average the saved scores of several runs and print their accuracies"),
     "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
+    "cache-targets": Verb(
+        "cache_targets", "a teacher's outputs on a grid of clips, computed once and read in training; resumable"
+    ),
     "extract-flow": Verb("extract_flow", "optical flow of a corpus, one small lossless file per video; resumable"),
     "show-flow": Verb("show_flow", "optical flow as colour beside the frames, as a PNG or a video"),
     "check-inflation": Verb("check_inflation", "how far an inflated network is from its image network on a still clip"),

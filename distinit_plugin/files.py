@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from distinit_plugin.errors import UserError
+
+LOCK_SECONDS = 20.0
+"""That another writer of a folder is waited for: processes of a call that was killed end a moment after it."""
 
 STALE_SECONDS = 3600.0
 """A temporary of a shared file that is older was left by a killed process: no such file takes this long to write."""
@@ -71,6 +76,31 @@ def write_text(path: str | os.PathLike[str], text: str, *, shared: bool = False,
     write_file(path, lambda file: file.write(content), shared=shared, durable=durable)
 
 
+def read_json(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger than ``max_bytes``, no JSON, or no object.
+        RecursionError: It is nested too deeply.
+    """
+    with open(path, "rb") as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ValueError("it is too large")
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
+def why_unusable(error: Exception) -> str:
+    """What an error of ``read_json``, or of looking into its result, says to a person."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def replace_folder(temporary: Path, place: Path) -> None:
     """Give a finished folder its name; one that is there goes first (folders cannot change places at once).
 
@@ -81,6 +111,42 @@ def replace_folder(temporary: Path, place: Path) -> None:
         shutil.rmtree(place)
     os.rename(temporary, place)
     _flush_folder(place.parent)
+
+
+@contextmanager
+def writing_alone(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """One process (with those that it forks) at a time writes to a folder, which is there.
+
+    Args:
+        folder: It.
+        what: That is written, for the error.
+
+    Raises:
+        UserError: Another one does, for longer than those of a call that was killed take to end.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another process is writing {what} to {folder}. Wait for it, or name another folder."
+                    ) from error
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove(path: str | os.PathLike[str]) -> None:

@@ -33,6 +33,8 @@ class ViewSpec:
         crop_size: Height and width of the view, pixels.
         mean: Per-channel mean, in units of [0, 1].
         std: Per-channel standard deviation, in units of [0, 1].
+        crop: ``shared``: the student's crop and flip. ``center``: the centre crop of the same frames, not mirrored.
+        pick_from: Evenly spaced frames of the clip among which ``pick`` chooses; 0: all of them.
     """
 
     modality: Modality = "rgb"
@@ -44,6 +46,8 @@ class ViewSpec:
     crop_size: int = 112
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    crop: Literal["shared", "center"] = "shared"
+    pick_from: int = 0
 
     @property
     def pixels(self) -> str:
@@ -51,7 +55,11 @@ class ViewSpec:
         fps = "native" if self.target_fps is None else f"{self.target_fps:g}fps"
         frames = "all" if self.num_frames is None else str(self.num_frames)
         stack = "" if self.stack == 1 else f"_stack{self.stack}"
-        return f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}"
+        choice = f"_of{self.pick_from}" if self.pick_from else ""
+        crop = "" if self.crop == "shared" else f"_{self.crop}"
+        return (
+            f"{self.modality}_{self.pick}_{frames}x{self.sampling_rate}_{fps}_{self.crop_size}px{stack}{choice}{crop}"
+        )
 
     @property
     def pairs(self) -> str:
@@ -88,7 +96,8 @@ class Sample(TypedDict):
     # is still to be computed; equal specs share a tensor
     key: SampleKey
     path: str  # the file that was really read (a replacement when the one asked for is bad)
-    targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1
+    targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1; and one
+    # per cached teacher by its name, (P,…): a row for each frame that it was shown, or one for the clip
     bad: list[BadVideo]  # files met on the way that had to be skipped
 
 
@@ -98,7 +107,7 @@ class Batch(TypedDict):
     views: dict[str, Tensor]  # as in ``Sample``, with a first dimension B
     keys: list[SampleKey]
     paths: list[str]
-    targets: dict[str, Tensor]  # "label": (B,) int64
+    targets: dict[str, Tensor]  # "label": (B,) int64; of cached teachers (B,P,…)
     bad: list[BadVideo]
 
 
@@ -108,6 +117,10 @@ class LayerInfo(NamedTuple):
     channels: int
     temporal_stride: int
     spatial_stride: int
+
+
+STORED = "stored"
+"""The one view of a cached teacher: what was stored of its outputs, (B,P,…)."""
 
 
 class ModelOutput(NamedTuple):

@@ -90,6 +90,24 @@ def test_training_step(script, capsys):
     assert {"time, loop / parts", "peak memory, loop / parts"} < set(rows)
 
 
+def test_steps_on_stored_targets(script, capsys):
+    variants = script("training_variants")
+    arguments = argparse.Namespace(device="cpu", batch_size=2, teacher="resnet18", options=TINY)
+    for build, networks in ((variants.build_student, []), (variants.build_cached, [variants.TEACHER])):
+        with contextlib.ExitStack() as stack:
+            step, facts = build(arguments, stack)
+            trainer = next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "run_step"))
+            objective = trainer.state.objective
+            before = next(iter(objective.trainable.parameters())).clone()
+            step()
+        assert list(objective.teachers) == networks
+        assert all(not list(teacher.network.parameters()) for teacher in objective.teachers.values())
+        assert not (before == next(iter(objective.trainable.parameters()))).all()
+        assert facts["precision"] == "fp32"
+    script("training_step")._print_ratios({"student": [2.0, 2.0], "cached": [2.2, 2.0]}, {}, facts)
+    assert _rows(capsys.readouterr().out)["time, cached / student"][1] == "≤ 1.03: NO"
+
+
 @pytest.mark.parametrize(("gate", "seen"), [("weight", 4), ("skip", 2)])
 def test_the_gated_loops_see_what_they_should(script, monkeypatch, gate, seen):
     variants = script("training_variants")

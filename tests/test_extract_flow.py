@@ -230,9 +230,7 @@ def test_roots(corpus, tmp_path):
 def test_second_writer_is_refused(corpus, tmp_path, monkeypatch):
     import fcntl
 
-    from distinit_plugin.jobs import flow_extraction
-
-    monkeypatch.setattr(flow_extraction, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("distinit_plugin.files.LOCK_SECONDS", 0.1)
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="another process"):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cached_jobs import fill, image_entry, job, write_world
+from flows import contents
 from rank_jobs import CASES, evaluate_all, exact_gradients, ranks_cfg, step_gradient, train_all
 from rank_processes import forked_ranks
 from small_jobs import brightness_teacher, labelled, small_cfg, weights_of, write_teacher, write_videos
@@ -173,3 +175,14 @@ def test_synchronised_batch_norm_on_two_gpus(videos, tmp_path):
     run(small_cfg(videos, tmp_path / "two", **sections, NUM_GPUS=2))
     run(small_cfg(videos, tmp_path / "one", **sections, NUM_GPUS=1))
     torch.testing.assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ cached targets
+def test_ranks_share_the_work_of_a_cache(tmp_path):
+    write_world(tmp_path)
+    for ranks in (1, 2):
+        cfg = job(tmp_path, tmp_path / "run", image_entry(tmp_path), RUNNER={"CPU_RANKS": ranks})
+        with forked_ranks():
+            parts = fill(cfg, tmp_path / f"cache{ranks}")
+        assert [part.made for part in parts] == [16, 2]
+    assert contents(tmp_path / "cache1") == contents(tmp_path / "cache2")

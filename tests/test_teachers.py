@@ -363,3 +363,33 @@ def test_real_teacher_on_real_frames(real_teacher: Frozen, assets: Path, pattern
     # Averaging is before the softmax: averaged probabilities are something else.
     assert not torch.allclose(output.logits.softmax(1)[0], per_frame.softmax(1).mean(dim=0), atol=1e-4)
     assert not torch.allclose(output.logits.exp().sum(), torch.tensor(1.0))
+
+
+# ------------------------------------------------------------------------------------------------------ one at a time
+@pytest.mark.parametrize("arch", ["torchvision/resnet18", "Res2D", "Res3D"])
+def test_one_at_a_time_an_example_does_not_depend_on_the_others(arch: str) -> None:
+    by_frame = arch != "Res3D"
+    switches = {} if "/" in arch else {"depth": 10, "width": 8}
+    teacher = build_teacher(arch, "random", num_classes=CLASSES, num_frames=3, pick="clip", crop_size=SIZE, **switches)
+    taps = [list(teacher.layers)[-1]]
+    views = {"rgb": torch.randn(4, 3, 3, SIZE, SIZE)}
+    together = teacher(views, taps=taps)
+    teacher.one_at_a_time = True
+    calls = []
+    forward = teacher.network.forward
+
+    def counted(views: dict[str, torch.Tensor], **options: object) -> object:
+        calls.append(tuple(views["rgb"].shape[:3]))
+        return forward(views, **options)
+
+    teacher.network.forward = counted  # type: ignore[method-assign]
+    alone = teacher(views, taps=taps)
+    assert set(calls) == {(1, 3, 1) if by_frame else (1, 3, 3)}
+    assert len(calls) == (12 if by_frame else 4)
+    for one, other in zip(alone[:2], together[:2], strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(alone.taps[taps[0]], together.taps[taps[0]])
+    part = teacher({"rgb": views["rgb"][1:3]}, taps=taps)
+    assert torch.equal(part.logits, alone.logits[1:3])
+    assert torch.equal(part.features, alone.features[1:3])
+    assert torch.equal(part.taps[taps[0]], alone.taps[taps[0]][1:3])

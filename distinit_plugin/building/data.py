@@ -7,10 +7,12 @@ from pathlib import Path
 
 from distinit_plugin.building.flow import build_stored_flow
 from distinit_plugin.building.networks import needs_own_logits
+from distinit_plugin.building.targets import shown_grid, training_grid
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.dataset import ClipDataset
 from distinit_plugin.data.loader import ClipLoader, build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler
+from distinit_plugin.data.targets import CachedTargets
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.progress import NoProgress, ProgressView
 from distinit_plugin.errors import Problems, UserError
@@ -101,7 +103,13 @@ def _load_pyslowfast_list(cfg: CfgNode, split: Split, labeled: bool) -> Corpus:
 
 
 def build_dataset(
-    cfg: CfgNode, videos: Mixture, specs: Mapping[str, ViewSpec], split: Split, *, keep_index: bool = True
+    cfg: CfgNode,
+    videos: Mixture,
+    specs: Mapping[str, ViewSpec],
+    split: Split,
+    *,
+    keep_index: bool = True,
+    targets: Mapping[str, CachedTargets] | None = None,
 ) -> ClipDataset:
     """Records + decoding + sampling + views. The clip is that of the student's first view.
 
@@ -111,6 +119,7 @@ def build_dataset(
         specs: ``consumer/view`` → what that network must be fed.
         split: Which use.
         keep_index: Keep the videos' time stamps on disk (CORPUS.INDEX_CACHE); else in memory only.
+        targets: From ``build_targets``.
     """
     clip_spec = next(spec for name, spec in specs.items() if name.startswith("student/"))
     is_test = split == "test"
@@ -132,6 +141,34 @@ def build_dataset(
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
         index_cache=index_folder if keep_index else None,
         flow=build_stored_flow(cfg) if any(spec.modality == "flow" for spec in specs.values()) else None,
+        grid=training_grid(cfg),
+        targets=targets,
+    )
+
+
+def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split) -> ClipDataset:
+    """One teacher's view of every clip and crop that a training or validation shows, which keys number.
+
+    Args:
+        cfg: The configuration.
+        videos: From ``build_corpora``.
+        view: What the teacher is fed.
+        clip_spec: The student's first view.
+        split: ``train`` or ``val``.
+    """
+    grid = shown_grid(cfg, split, view)
+    return ClipDataset(
+        videos,
+        {f"teacher/{view.modality}": view},
+        clip_spec=clip_spec,
+        split="test",
+        seed=cfg.RNG_SEED,
+        test_scale=grid.scale,
+        num_clips=grid.clips,
+        num_crops=grid.crops,
+        timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
+        index_cache=cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER),
+        flow=build_stored_flow(cfg) if view.modality == "flow" else None,
     )
 
 

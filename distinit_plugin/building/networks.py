@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
 from distinit_plugin.building.parts import load_flow_net, load_stream
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.errors import WeightsError, naming
+from distinit_plugin.errors import UserError, WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid
-from distinit_plugin.teachers import FlowView
+from distinit_plugin.teachers import FlowView, freeze
 from distinit_plugin.teachers import factory as teacher_factory
+from distinit_plugin.teachers.cache import TargetStore
+from distinit_plugin.teachers.cached import CachedNetwork
 from distinit_plugin.teachers.flow import FLOW
-from distinit_plugin.types import Network
+from distinit_plugin.types import Network, Split, ViewSpec
 from distinit_plugin.weights import LoadReport, inflate, load_weights
 
 
@@ -115,42 +118,89 @@ def refuse_part_of_a_trunk(report: LoadReport) -> None:
 def build_teachers(cfg: CfgNode) -> dict[str, Network]:
     """Every teacher whose term has weight, frozen, by its name in the configuration."""
     return {
-        name: build_teacher(name, entry, input_spec(cfg))
-        for name, entry in sorted(cfg.DISTILL.TEACHERS.items())
-        if entry.LOSS_WEIGHT > 0
+        name: build_teacher(cfg, name) for name, entry in sorted(cfg.DISTILL.TEACHERS.items()) if entry.LOSS_WEIGHT > 0
     }
 
 
-def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
-    """One frozen teacher from its node.
+def teacher_view(cfg: CfgNode, name: str, clip: InputSpec) -> ViewSpec:
+    """What a teacher is fed, from its node; ``clip``: what the student is fed."""
+    entry = cfg.DISTILL.TEACHERS[name]
+    sees_clip = entry.FRAME_PICK == "clip"
+    return ViewSpec(
+        modality=entry.NETWORK.MODALITY,
+        num_frames=clip.num_frames if sees_clip else entry.NUM_PICKED_FRAMES,
+        sampling_rate=clip.sampling_rate,
+        target_fps=clip.target_fps,
+        pick=entry.FRAME_PICK,
+        crop_size=entry.CROP_SIZE,
+        mean=tuple(entry.MEAN),
+        std=tuple(entry.STD),
+        crop=entry.VIEW,
+        pick_from=0 if sees_clip else cfg.DISTILL.GRID.FRAMES,
+    )
+
+
+def build_teacher(cfg: CfgNode, name: str, clip: InputSpec | None = None) -> Network:
+    """One frozen teacher from its node, or what stands in for it where its outputs are cached.
 
     Args:
+        cfg: The configuration.
         name: Of the node.
-        entry: The node.
-        clip: What the student is fed; a teacher with FRAME_PICK clip sees all of its frames, ARCH flow is its flow.
+        clip: What the student is fed (FRAME_PICK clip: all of its frames; ARCH flow: their flow); ``None``: as ``cfg``
+            says.
 
     Raises:
         UserError: With the teacher's key in front of what is wrong.
     """
+    entry = cfg.DISTILL.TEACHERS[name]
+    clip = clip or input_spec(cfg)
     if entry.ARCH == FLOW:
         return FlowView(clip)
+    if entry.CACHE:
+        return _build_cached_teacher(name, entry)
     with naming(f"DISTILL.TEACHERS.{name}"):
-        return teacher_factory.build_teacher(
+        view = teacher_view(cfg, name, clip)
+        teacher = teacher_factory.build_teacher(
             entry.ARCH,
             entry.WEIGHTS,
             num_classes=entry.NUM_CLASSES,
             layer=entry.LAYER,
-            num_frames=clip.num_frames if entry.FRAME_PICK == "clip" else entry.NUM_PICKED_FRAMES,
-            pick=entry.FRAME_PICK,
-            crop_size=entry.CROP_SIZE,
-            mean=tuple(entry.MEAN),
-            std=tuple(entry.STD),
+            num_frames=entry.NUM_PICKED_FRAMES if view.num_frames is None else view.num_frames,
+            pick=view.pick,
+            crop_size=view.crop_size,
+            mean=view.mean,
+            std=view.std,
             depth=entry.DEPTH,
-            sampling_rate=clip.sampling_rate,
-            target_fps=clip.target_fps,
-            modality=entry.NETWORK.MODALITY,
+            sampling_rate=view.sampling_rate,
+            target_fps=view.target_fps,
+            modality=view.modality,
+            crop=view.crop,
+            pick_from=view.pick_from,
             **_switches(entry.NETWORK),
         )
+    teacher.one_at_a_time = cfg.RUNNER.DETERMINISTIC
+    return teacher
+
+
+def _build_cached_teacher(name: str, entry: CfgNode) -> Network:
+    with naming(f"DISTILL.TEACHERS.{name}.CACHE"):
+        layout = TargetStore.open(cache_part(entry.CACHE, "train")).layout
+        if layout.layer != entry.LAYER:
+            raise UserError(
+                f"{entry.CACHE} holds the teacher's {layout.layer}, LAYER is {entry.LAYER}. Set LAYER {layout.layer}, "
+                "or make the targets again (distinit cache-targets)."
+            )
+        if layout.layer == "logits" and layout.shape[0] != entry.NUM_CLASSES:
+            raise UserError(
+                f"{entry.CACHE} holds logits of {layout.shape[0]} classes, NUM_CLASSES is {entry.NUM_CLASSES}. Set "
+                f"NUM_CLASSES {layout.shape[0]}, or make the targets again (distinit cache-targets)."
+            )
+    return freeze(CachedNetwork(layout))
+
+
+def cache_part(folder: str | Path, split: Split) -> Path:
+    """The store of one use below a teacher's CACHE."""
+    return Path(folder).expanduser() / split
 
 
 def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Network]) -> Objective:

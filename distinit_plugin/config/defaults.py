@@ -160,6 +160,12 @@ _C.DISTILL.TEACHERS = CfgNode(new_allowed=True)  # NAME: {ARCH, WEIGHTS, …} (s
 _C.DISTILL.GATE = "weight"  # examples above MAX_ENTROPY: "weight" 0 (the paper), or "skip" them before the student
 _C.DISTILL.GATE_MEAN = "all"  # the loss is the mean over "all" examples of the batch or over the "kept" ones
 
+_C.DISTILL.GRID = CfgNode()  # enumerated clips and crops of each video, which is what targets can be cached for
+_C.DISTILL.GRID.CLIPS = 0  # a training clip is one of this many evenly spaced ones of its video; 0: any clip
+_C.DISTILL.GRID.CROPS = 0  # its crop is one of 1 or 3 as in a test (and, with DATA.RANDOM_FLIP, mirrored); 0: any crop
+_C.DISTILL.GRID.SCALE = 0  # short side for those and for VIEW center, pixels; 0: middle of DATA.TRAIN_JITTER_SCALES
+_C.DISTILL.GRID.FRAMES = 0  # FRAME_PICK chooses among this many evenly spaced frames of the clip; 0: all
+
 TEACHER_ENTRY = CfgNode()
 """Keys of one named node below DISTILL.TEACHERS."""
 TEACHER_ENTRY.ARCH = "torchvision/resnet50"  # "torchvision/NAME", "timm/NAME", a registered network; "flow": no network
@@ -183,6 +189,10 @@ TEACHER_ENTRY.WARMUP = 0.0  # LOSS_WEIGHT rises linearly from 0 over this, in RU
 TEACHER_ENTRY.MAX_ENTROPY = -1.0  # nats; examples whose teacher entropy is at or above it are gated; -1: no gate
 TEACHER_ENTRY.FRAME_PICK = "center"  # center, random, uniform (of the clip's frames), or clip: all of them
 TEACHER_ENTRY.NUM_PICKED_FRAMES = 1  # frames per clip; their logits are averaged before the softmax
+TEACHER_ENTRY.VIEW = "shared"  # "shared": the student's crop and flip; "center": the centre crop of the same frames
+TEACHER_ENTRY.CACHE = (
+    ""  # folder of distinit cache-targets: the teacher's outputs are read, it is not built; empty: off
+)
 TEACHER_ENTRY.CROP_SIZE = 224  # pixels at which the teacher sees the clip's crop
 TEACHER_ENTRY.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of the teacher's input
 TEACHER_ENTRY.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation

@@ -26,13 +26,13 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
 
 
 def _sees_flow(cfg: CfgNode) -> bool:
-    """Whether the student sees flow, or a teacher of this job does (a test has none)."""
+    """Whether the student sees flow, or a teacher that this job asks does (a test asks none)."""
     if cfg.NETWORK.MODALITY == "flow":
         return True
     if cfg.MODEL.MODEL_NAME in TWO_STREAM_NETWORKS and cfg.NETWORK.STREAMS != "rgb":
         return True
-    teachers = [entry for entry in cfg.DISTILL.TEACHERS.values() if cfg.TRAIN.ENABLE and entry.LOSS_WEIGHT > 0]
-    return any(entry.ARCH == FLOW or entry.NETWORK.MODALITY == "flow" for entry in teachers)
+    asked = (entry for entry in cfg.DISTILL.TEACHERS.values() if entry.LOSS_WEIGHT > 0 and not entry.CACHE)
+    return cfg.TRAIN.ENABLE and any(entry.ARCH == FLOW or entry.NETWORK.MODALITY == "flow" for entry in asked)
 
 
 def _corpora(cfg: CfgNode) -> Iterator[str]:
@@ -58,7 +58,9 @@ def _weights(cfg: CfgNode) -> Iterator[str]:
         if _is_file_name(cfg.INIT.INFLATE_WEIGHTS):
             yield from _missing("INIT.INFLATE_WEIGHTS", cfg.INIT.INFLATE_WEIGHTS, "Put the weights there")
         for name, entry in cfg.DISTILL.TEACHERS.items():
-            if entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
+            if entry.LOSS_WEIGHT > 0 and entry.CACHE:
+                yield from _missing(f"DISTILL.TEACHERS.{name}.CACHE", entry.CACHE, "Run distinit cache-targets first")
+            elif entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):
                 yield from _missing(f"DISTILL.TEACHERS.{name}.WEIGHTS", entry.WEIGHTS, "Put the weights there")
     if cfg.TEST.ENABLE:
         yield from _missing("TEST.CHECKPOINT_FILE_PATH", cfg.TEST.CHECKPOINT_FILE_PATH, "Train first")

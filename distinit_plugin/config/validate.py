@@ -24,7 +24,7 @@ from distinit_plugin.config.validate_networks import (
     part_problems,
     student_problems,
 )
-from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
+from distinit_plugin.config.validate_teachers import gate_problems, grid_problems, teacher_problems
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
 
@@ -349,5 +349,6 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
+    (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""

@@ -155,6 +155,56 @@ def _teacher_warmup(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
         )
 
 
+def grid_problems(cfg: CfgNode) -> Problems:
+    """What the keys of the grid demand of one another, and targets that are cached of the grid."""
+    grid, frames = cfg.DISTILL.GRID, cfg.DATA.NUM_FRAMES
+    active = {name: entry for name, entry in cfg.DISTILL.TEACHERS.items() if entry.LOSS_WEIGHT > 0}
+    centered = any(entry.VIEW == "center" for entry in active.values())
+    if grid.CROPS and not grid.CLIPS:
+        yield f"DISTILL.GRID.CROPS: {grid.CROPS} has no effect on random clips. Set DISTILL.GRID.CLIPS, or leave it 0."
+    if grid.SCALE and not grid.CROPS and not centered:
+        yield (
+            f"DISTILL.GRID.SCALE: {grid.SCALE} has no effect on random crops. Set DISTILL.GRID.CROPS, a teacher's VIEW "
+            "center, or leave it at 0."
+        )
+    if 0 < grid.SCALE < cfg.DATA.TRAIN_CROP_SIZE:
+        yield (
+            f"DISTILL.GRID.SCALE: {grid.SCALE} is smaller than DATA.TRAIN_CROP_SIZE {cfg.DATA.TRAIN_CROP_SIZE}. Use "
+            "at least the crop, or 0 for the middle of DATA.TRAIN_JITTER_SCALES."
+        )
+    if frames < grid.FRAMES:
+        yield f"DISTILL.GRID.FRAMES: {grid.FRAMES} is not allowed. Allowed: 0 … {frames} (DATA.NUM_FRAMES)."
+    for name, entry in active.items():
+        where = f"DISTILL.TEACHERS.{name}"
+        if 0 < grid.FRAMES < entry.NUM_PICKED_FRAMES and entry.FRAME_PICK != "clip":
+            yield (
+                f"{where}.NUM_PICKED_FRAMES: {entry.NUM_PICKED_FRAMES} of DISTILL.GRID.FRAMES {grid.FRAMES} cannot be "
+                f"picked. Allowed: 1 … {grid.FRAMES}."
+            )
+        if entry.CACHE:
+            yield from _cached(where, entry, cfg)
+
+
+def _cached(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    """A teacher whose targets are cached."""
+    grid = cfg.DISTILL.GRID
+    if not grid.CLIPS:
+        yield (
+            f"{where}.CACHE: targets are cached for the clips of a grid, but DISTILL.GRID.CLIPS is 0 (any clip). Set "
+            "it, and the grid's other keys, as they were for distinit cache-targets, or leave CACHE empty."
+        )
+    elif entry.VIEW == "shared" and not grid.CROPS:
+        yield (
+            f"{where}.CACHE: targets are cached for fixed crops, but DISTILL.GRID.CROPS is 0 (any crop). Set it to 1 "
+            "or 3, or VIEW center, as it was for distinit cache-targets."
+        )
+    if entry.WEIGHTS == "random":
+        yield (
+            f"{where}.CACHE: targets of WEIGHTS random are no two times the same. Give the weights that the targets "
+            "were made with, or leave CACHE empty."
+        )
+
+
 def gate_problems(cfg: CfgNode) -> Problems:
     """Switches of the entropy gate while no teacher has one."""
     if any(entry.MAX_ENTROPY >= 0 and entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values()):

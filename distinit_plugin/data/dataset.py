@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,10 +13,12 @@ from torch.utils.data import Dataset
 
 from distinit_plugin.data.flow import StoredFlow
 from distinit_plugin.data.loader import read_items
+from distinit_plugin.data.targets import CachedTargets
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
 from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
 from distinit_plugin.video.decode import FrameSource, open_video
+from distinit_plugin.video.grid import Grid, Place
 from distinit_plugin.video.index import FrameIndex, IndexCache
 from distinit_plugin.video.sampling import Clip, clip_at, dense_starts, random_clip, uniform_clip
 from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry
@@ -23,6 +26,7 @@ from distinit_plugin.video.transforms import Geometry, build_views, fixed_geomet
 # First word of the entropy of each random stream; the sampler has 1 and 2.
 _REPLACEMENT_STREAM = 3
 _VIEW_STREAM = 4
+_GRID_STREAM = 5
 
 MEMORY_BYTES = 256 * 2**20
 """Decoded frames that a worker keeps of the video it tests, so that overlapping clips and crops decode once."""
@@ -60,9 +64,9 @@ class FrameMemory:
 class ClipDataset(Dataset[Sample]):
     """Samples of one or several corpora. ``dataset[key]`` is a pure function of (seed, key).
 
-    Training: a random clip, crop and flip. A bad video is named in ``sample["bad"]`` and replaced by another of the
-    same corpus, chosen by (seed, key, attempt). Validation and test: the clip and crop that the key numbers; a bad
-    video is named and its sample has no views, so that ``collate`` leaves it out.
+    Training: a random clip, crop and flip, or one of a grid's. A bad video is named in ``sample["bad"]`` and replaced
+    by another of the same corpus, chosen by (seed, key, attempt). Validation and test: the clip and crop that the key
+    numbers; a bad video is named and its sample has no views, so that ``collate`` leaves it out.
 
     Attributes:
         videos: The corpora under one index.
@@ -89,6 +93,8 @@ class ClipDataset(Dataset[Sample]):
         index_cache: str | None = None,
         max_replacements: int = 10,
         flow: StoredFlow | None = None,
+        grid: Grid | None = None,
+        targets: Mapping[str, CachedTargets] | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -102,13 +108,15 @@ class ClipDataset(Dataset[Sample]):
             flip: Training: mirror half of the clips.
             test_scale: Test: short side from which crops are cut, pixels; 0: the crop size.
             num_clips: Test: uniformly spaced clips of a video.
-            num_crops: Test: crops of a clip, 1 or 3.
+            num_crops: Test: crops of a clip, 1 or 3; keys number them, and from their number on the mirrored ones.
             test_clips: ``uniform``, or ``dense``: a clip every ``dense_stride`` frames.
             dense_stride: Frames (after resampling) between the starts of dense clips.
             timeout: Seconds that one file may take; ``None``: any time.
             index_cache: Folder for time stamps of videos already seen; ``None`` or empty: in memory only.
             max_replacements: Training: bad videos in a row that end the job.
             flow: Where views of flow are read; ``None``: samples hold the pairs of frames to compute it from.
+            grid: Training: the clips and crops that are shown, and how centre crops are cut; ``None``: any.
+            targets: Teacher → its stored outputs, which samples hold as targets.
         """
         self.videos = corpora if isinstance(corpora, Mixture) else Mixture(corpora)
         self.specs = dict(specs)
@@ -117,15 +125,17 @@ class ClipDataset(Dataset[Sample]):
         self._seed = seed
         self._scales = scales
         self._flip = flip
-        self._test_scale = test_scale or clip_spec.crop_size
-        self._num_clips = num_clips
-        self._num_crops = num_crops
+        self._grid = grid or Grid()
+        self._fixed_scale = (self._grid.scale if self._train else test_scale) or clip_spec.crop_size
+        self._num_clips = self._grid.clips if self._train else num_clips
+        self._num_crops = max(self._grid.crops, 1) if self._train else num_crops
         self.has_dense_clips = test_clips == "dense" and not self._train
         self._dense_stride = dense_stride
         self._timeout = timeout
         self._cache = IndexCache(index_cache or None)
         self._max_replacements = max_replacements
         self._flow = flow
+        self._targets = dict(targets or {})
         self._memory = FrameMemory()
         self._known_bad: dict[str, str] = {}
 
@@ -145,13 +155,15 @@ class ClipDataset(Dataset[Sample]):
             index = self._replacement(key, attempt) if attempt else key.index
             record = self.videos[index]
             rng = np.random.default_rng([_VIEW_STREAM, self._seed, key.epoch, key.position, index, attempt])
+            place = self._place(key, index, attempt)
             try:
-                views = self._views(record, key, rng)
+                views, targets = self._read(record, index, place, rng)
             except VideoError as error:
                 self._known_bad[record.path] = error.reason
                 bad.append(BadVideo(record.path, error.reason))
             else:
-                targets = {} if record.label is None else {"label": torch.tensor(record.label)}
+                if record.label is not None:
+                    targets["label"] = torch.tensor(record.label)
                 return {"views": views, "key": key, "path": record.path, "targets": targets, "bad": bad}
         if self._train:
             reasons = "; ".join(f"{video.path}: {video.reason}" for video in bad[:3])
@@ -217,25 +229,45 @@ class ClipDataset(Dataset[Sample]):
         rng = np.random.default_rng([_REPLACEMENT_STREAM, self._seed, key.epoch, key.position, key.index, attempt])
         return key.index - local + int(rng.integers(self.videos.sizes[corpus]))
 
-    def _views(self, record: VideoRecord, key: SampleKey, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _place(self, key: SampleKey, index: int, attempt: int) -> Place:
+        """The clip and crop of a sample; random ones are drawn with its views."""
+        if not self._train:
+            return Place(key.clip, key.crop)
+        return self._grid.draw(
+            np.random.default_rng([_GRID_STREAM, self._seed, key.epoch, key.position, index, attempt])
+        )
+
+    def _read(
+        self, record: VideoRecord, index: int, place: Place, rng: np.random.Generator
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Views and stored targets of a clip."""
         if record.path in self._known_bad:
             raise VideoError(record.path, self._known_bad[record.path])
         with open_video(record.path, cache=self._cache, timeout=self._timeout) as reader:
-            clip = self._clip(reader.index, key, rng)
-            geometry = self._geometry(reader.index.height, reader.index.width, key, rng)
+            clip = self._clip(reader.index, place, rng)
+            regions = self._regions(reader.index.height, reader.index.width, place, rng)
             seed = int(rng.integers(0, 2**63))
-            flow, specs = self._stored_flow(reader, clip, geometry, seed)
-            if not specs:
-                return flow
-            if self._train:
-                read = partial(reader.read, window=geometry.window)
-                return flow | self._decoded(read, clip, specs, geometry.inside_window, seed)
-            self._memory.choose(record.path)
+            targets = {
+                name: cached.read(record.path, index, place, len(clip), seed) for name, cached in self._targets.items()
+            }
+            return self._views(reader, clip, regions, seed), targets
+
+    def _views(
+        self, reader: FrameSource, clip: Clip, regions: Mapping[str, Geometry], seed: int
+    ) -> dict[str, torch.Tensor]:
+        flow, specs = self._stored_flow(reader, clip, regions, seed)
+        if not specs:
+            return flow
+        if not self._train:
+            self._memory.choose(reader.path)
             read = partial(self._memory.read, fetch=reader.read)
-            return flow | self._decoded(read, clip, specs, geometry, seed)
+            return flow | self._decoded(read, clip, specs, regions, seed)
+        outer = regions["shared"].joined(regions.get("center", regions["shared"]))
+        inside = {crop: region.inside(outer) for crop, region in regions.items()}
+        return flow | self._decoded(partial(reader.read, window=outer.window), clip, specs, inside, seed)
 
     def _stored_flow(
-        self, reader: FrameSource, clip: Clip, geometry: Geometry, seed: int
+        self, reader: FrameSource, clip: Clip, regions: Mapping[str, Geometry], seed: int
     ) -> tuple[dict[str, torch.Tensor], dict[str, ViewSpec]]:
         """The views that the store of flow gives, and the specs that are left."""
         wanted = {name: spec for name, spec in self.specs.items() if spec.modality == "flow"}
@@ -245,8 +277,12 @@ class ClipDataset(Dataset[Sample]):
         if stored is None:
             return {}, self.specs
         size = (reader.index.height, reader.index.width)
+        views: dict[str, torch.Tensor] = {}
         with stored:
-            views = self._flow.views(stored, clip, wanted, geometry, size, seed)
+            for crop, region in regions.items():
+                specs = {name: spec for name, spec in wanted.items() if spec.crop == crop}
+                if specs:
+                    views |= self._flow.views(stored, clip, specs, region, size, seed)
         return views, {name: spec for name, spec in self.specs.items() if name not in wanted}
 
     def _decoded(
@@ -254,31 +290,31 @@ class ClipDataset(Dataset[Sample]):
         read: Callable[[np.ndarray], np.ndarray],
         clip: Clip,
         specs: Mapping[str, ViewSpec],
-        geometry: Geometry,
+        regions: Mapping[str, Geometry],
         seed: int,
     ) -> dict[str, torch.Tensor]:
         """Views from frames. Where others come from a store, flow is computed here: all samples hold the same views."""
-        views = build_views(read, clip, specs, geometry, seed)
+        views = build_views(read, clip, specs, regions["shared"], seed, regions.get("center"))
         if self._flow is not None:
             for spec in specs.values():
                 if spec.pairs in views:
                     views[spec.pixels] = self._flow.compute(views.pop(spec.pairs), spec.stack)
         return views
 
-    def _clip(self, index: FrameIndex, key: SampleKey, rng: np.random.Generator) -> Clip:
+    def _clip(self, index: FrameIndex, place: Place, rng: np.random.Generator) -> Clip:
         """The student's clip."""
         spec = self._clip_spec
         timeline = index.timeline(spec.target_fps)
         total = len(timeline)
         if spec.num_frames is None:
             return Clip(timeline, np.arange(total))
-        if self._train:
+        if place.clip is None:
             places = random_clip(total, spec.num_frames, spec.sampling_rate, rng)
         elif self.has_dense_clips:
-            start = int(self._dense_starts(total)[key.clip])
+            start = int(self._dense_starts(total)[place.clip])
             places = clip_at(start, total, spec.num_frames, spec.sampling_rate)
         else:
-            places = uniform_clip(total, spec.num_frames, spec.sampling_rate, key.clip, self._num_clips)
+            places = uniform_clip(total, spec.num_frames, spec.sampling_rate, place.clip, self._num_clips)
         return Clip(timeline, places)
 
     def _dense_starts(self, total: int) -> np.ndarray:
@@ -287,10 +323,14 @@ class ClipDataset(Dataset[Sample]):
             return np.zeros(1, dtype=np.int64)
         return dense_starts(total, spec.num_frames, spec.sampling_rate, self._dense_stride)
 
-    def _geometry(self, height: int, width: int, key: SampleKey, rng: np.random.Generator) -> Geometry:
+    def _regions(self, height: int, width: int, place: Place, rng: np.random.Generator) -> dict[str, Geometry]:
+        """``ViewSpec.crop`` → region, of the crops that views ask for."""
         size = self._clip_spec.crop_size
-        if self._train:
-            return random_geometry(height, width, crop_size=size, scales=self._scales, flip=self._flip, rng=rng)
-        return fixed_geometry(
-            height, width, crop_size=size, scale=self._test_scale, crop=key.crop, num_crops=self._num_crops
-        )
+        fixed = partial(fixed_geometry, height, width, crop_size=size, scale=self._fixed_scale)
+        if place.crop is None:
+            shared = random_geometry(height, width, crop_size=size, scales=self._scales, flip=self._flip, rng=rng)
+        else:
+            mirrored, crop = divmod(place.crop, self._num_crops)
+            shared = replace(fixed(crop=crop, num_crops=self._num_crops), flip=bool(mirrored))
+        asks_for_center = any(spec.crop == "center" for spec in self.specs.values())
+        return {"shared": shared} | ({"center": fixed()} if asks_for_center else {})

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from distinit_plugin.data.dataset import ClipDataset
 from distinit_plugin.errors import VideoError
-from distinit_plugin.types import SampleKey, ViewSpec
+from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.corpus import Mixture, VideoRecord
+from distinit_plugin.video.grid import Place
 
 FEATURES = "features"
 """The name of the one view."""
@@ -30,8 +31,10 @@ class FeatureClips(ClipDataset):
         super().__init__(videos, {}, clip_spec=ViewSpec(), split="train", seed=seed)
         self._features = features
 
-    def _views(self, record: VideoRecord, key: SampleKey, rng: np.random.Generator) -> dict[str, Tensor]:
+    def _read(
+        self, record: VideoRecord, index: int, place: Place, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         clips = self._features.get(record.path)
         if clips is None:
             raise VideoError(record.path, "no clip could be read when features were extracted")
-        return {FEATURES: clips[int(rng.integers(len(clips)))]}
+        return {FEATURES: clips[int(rng.integers(len(clips)))]}, {}

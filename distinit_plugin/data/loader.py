@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -128,6 +128,26 @@ def read_items(function: Callable[[int], Any], indices: Sequence[int], *, num_wo
             multiprocessing_context=worker_context(num_workers),
             generator=torch.Generator(),
         )
+    )
+
+
+def build_batch_loader(
+    dataset: Dataset[Sample],
+    batches: Iterable[list[SampleKey]],
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> ClipLoader:
+    """As ``build_loader``, where the caller says which keys are in each batch."""
+    return ClipLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        worker_init_fn=start_worker,
+        multiprocessing_context=worker_context(num_workers),
+        generator=torch.Generator(),
     )
 
 

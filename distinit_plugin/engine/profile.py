@@ -127,6 +127,8 @@ def _costs(trainer: Trainer, views: Mapping[str, Tensor]) -> dict[str, NetworkCo
     costs = {}
     for name, network in {"student": objective.trainable, **objective.teachers}.items():
         own = {view.removeprefix(f"{name}/"): value for view, value in views.items() if view.startswith(f"{name}/")}
+        if not own:  # its outputs are stored
+            continue
         with trainer.state.precision.autocast():
             macs = count_macs(network, own)
         owner = cast(nn.Module, network.network) if isinstance(network, Frozen) else network

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_text
+from distinit_plugin.files import read_json, why_unusable, write_text
 from distinit_plugin.flow.codes import DEFAULT_BOUND, Quantiser, Rounding
 from distinit_plugin.flow.compute import SizeRule
 from distinit_plugin.flow.entries import CODECS, SUFFIX, EntryReader
@@ -217,9 +217,11 @@ class FlowStore:
             MissingFlowError: It is not there or damaged.
         """
         try:
-            return _read_json(place / PICTURES_FILE)
+            return read_json(place / PICTURES_FILE, _MAX_JSON_BYTES)
         except (OSError, ValueError) as error:
-            raise MissingFlowError(path, f"its flow {place} is not whole ({PICTURES_FILE}: {_why(error)})") from error
+            raise MissingFlowError(
+                path, f"its flow {place} is not whole ({PICTURES_FILE}: {why_unusable(error)})"
+            ) from error
 
     def _check(self, place: Path, path: str, description: dict[str, Any]) -> None:
         """The flow is of this video and as the store says."""
@@ -267,23 +269,11 @@ def place_name(relative: str, layout: Layout) -> str:
     return os.path.join(head, name + {"store": SUFFIX, "jpg": "", "npy": ".npy"}[layout])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object of a small JSON file; OSError, ValueError."""
-    with open(path, "rb") as file:
-        text = file.read(_MAX_JSON_BYTES + 1)
-    if len(text) > _MAX_JSON_BYTES:
-        raise ValueError("it is too large")
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
-    return values
-
-
 def _read_settings(path: Path) -> tuple[FlowSettings, str]:
     if not path.is_file():
         raise UserError(f"{path.parent} is no flow store: it has no {STORE_FILE} (distinit extract-flow makes one).")
     try:
-        values = _read_json(path)
+        values = read_json(path, _MAX_JSON_BYTES)
         if values.get("format") != "distinit flow" or values.get("version") != FORMAT_VERSION:
             raise ValueError(f"it is not of format version {FORMAT_VERSION}")
         casts: dict[str, Callable[[Any], Any]] = {
@@ -293,12 +283,6 @@ def _read_settings(path: Path) -> tuple[FlowSettings, str]:
         return FlowSettings(**{name: cast(values[name]) for name, cast in casts.items()}), str(values["root"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({_why(error)}). Write it as it was (its flow files say the same), or name another "
-            "folder."
+            f"{path} is damaged ({why_unusable(error)}). Write it as it was (its flow files say the same), or name "
+            "another folder."
         ) from error
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -10,8 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.console import Console
 from distinit_plugin.engine.meters import duration_text
 from distinit_plugin.engine.progress import RunLog, open_progress
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_text
+from distinit_plugin.files import write_text, writing_alone
 from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.entries import SUFFIX
 from distinit_plugin.flow.store import FlowSettings, FlowStore
@@ -36,8 +35,6 @@ TABLE_FILE = "videos.csv"
 """Below the store: which file is of which video, of all calls."""
 BAD_FILE = "bad_videos.csv"
 _COLUMNS = ["video", "flow", "frames", "bytes", "clipped"]
-_LOCK_SECONDS = 20.0
-"""Processes of a call that was killed end a moment after it."""
 
 
 @dataclass
@@ -127,7 +124,7 @@ def extract_flow(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output} cannot be made: {error.strerror}. Name a folder that can be written.") from error
-    with _locked(output):
+    with writing_alone(output, "flow"):
         store = FlowStore.settle(output, settings, root)
         _check_places(store, paths)
         if settings.layout == "store":  # half a folder of pictures is written over, and there may be millions of files
@@ -213,34 +210,6 @@ def _check_places(store: FlowStore, paths: list[str]) -> None:
         for parent in place.parents:
             if parent in known:
                 raise UserError(f"the flow of {path} would lie inside that of {known[parent]}. Use --format store.")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One call at a time writes to a folder; forked workers hold the lock, too, so that no orphan is still writing."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        end = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise UserError(
-                        f"another process is writing flow to {folder}. Wait for it, or name another folder."
-                    ) from error
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remove_leftovers(output: Path) -> None:

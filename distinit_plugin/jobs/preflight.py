@@ -89,6 +89,7 @@ class _Check:
         self._cfg = cfg
         self._corpora = corpora
         self._wrong = wrong
+        self._videos: dict[Split, Mixture] = {}
         self._tests = cfg.TEST.ENABLE and build.needs_own_logits(cfg) and build.has_corpus(cfg, "test")
 
     def _are_right(self, *needs: str) -> bool:
@@ -133,6 +134,8 @@ class _Check:
             videos = self._corpora.peek(split, labeled=labels or None)
         if videos is None:
             return None
+        if split != "test":
+            self._videos[split] = videos
         with self.problems.collect(f"{use}: "):
             for corpus in videos.corpora:
                 _open_one(Mixture([corpus]), corpus.name, self._cfg.CORPUS.DECODE_TIMEOUT)
@@ -164,9 +167,9 @@ class _Check:
         teachers: dict[str, Network] = {}
         active = {name: entry for name, entry in sorted(cfg.DISTILL.TEACHERS.items()) if entry.LOSS_WEIGHT > 0}
         clip = build.input_spec(cfg if self._are_right(*CLIP_KEYS) else get_cfg())  # no teacher depends on it
-        for name, entry in active.items():
+        for name in active:
             if self._are_right(f"DISTILL.TEACHERS.{name}."):
-                teacher = self._build(partial(build.build_teacher, name, entry, clip))
+                teacher = self._build(partial(build.build_teacher, cfg, name, clip))
                 if teacher is not None:
                     teachers[name] = teacher
         if student is None or not self._are_right("DISTILL.") or (active and not teachers):
@@ -175,6 +178,16 @@ class _Check:
         for name, teacher in teachers.items() or [("", None)]:
             with torch.device("meta"), self.problems.collect(f"DISTILL.TEACHERS.{name}: " if name else ""):
                 build.build_objective(cfg, student, {} if teacher is None else {name: teacher})
+        if teachers.keys() == active.keys() and self._are_right("DATA.", "FLOW.", "CORPUS."):
+            self._targets(student)
+
+    def _targets(self, student: Network) -> None:
+        """Cached targets: those of this job's teachers and videos."""
+        for split, videos in self._videos.items():
+            clip = next(iter(student.view_specs(split).values()))
+            for name in (name for name, entry in self._cfg.DISTILL.TEACHERS.items() if entry.CACHE):
+                with self.problems.collect():
+                    build.build_targets(self._cfg, videos, split, clip, only=name)
 
     def _build(self, build_one: Callable[[], Network]) -> Network | None:
         """A network without memory; ``None`` when something is wrong with it, or when it cannot be had so."""

@@ -91,7 +91,8 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
     videos = session.corpora.of("train")
     if cfg.ACTION.LOSS_WEIGHT > 0:
         videos.check_labels(cfg.MODEL.NUM_CLASSES)
-    dataset = build.build_dataset(cfg, videos, specs, "train", keep_index=saves)
+    targets = build.build_targets(cfg, videos, "train", next(iter(student.view_specs("train").values())))
+    dataset = build.build_dataset(cfg, videos, specs, "train", keep_index=saves, targets=targets)
     sampler = build.build_train_sampler(cfg, videos)
 
     def train_batches(epoch: int, start_step: int) -> Iterable[Batch]:
@@ -231,7 +232,8 @@ def _validation(
         return accuracy
     specs = build.view_specs(student, teachers, "val")
     videos = session.corpora.of("val")
-    loader = build.build_test_loader(cfg, build.build_dataset(cfg, videos, specs, "val"))
+    targets = build.build_targets(cfg, videos, "val", next(iter(student.view_specs("val").values())))
+    loader = build.build_test_loader(cfg, build.build_dataset(cfg, videos, specs, "val", targets=targets))
     finish = session.finisher(specs)
 
     def terms() -> dict[str, float]:

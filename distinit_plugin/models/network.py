@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as functional
@@ -86,7 +86,12 @@ class VideoNetwork(nn.Module):
     """Base of the networks that see one clip; implements the shared part of the ``Network`` contract.
 
     A subclass fills in :meth:`forward`, :meth:`reset_classifier`, :attr:`layers` and :attr:`feature_dim`.
+
+    Attributes:
+        averages_frames: It sees each frame alone: logits and features are means over frames, maps are (B,C,T,H,W).
     """
+
+    averages_frames: ClassVar[bool] = False
 
     def __init__(self, input: InputSpec) -> None:
         """Remember what the network is fed."""

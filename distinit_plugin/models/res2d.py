@@ -25,6 +25,8 @@ IMAGE_DEPTHS = (10, 18, 34, 50, 101, 152)
 class Res2D(TrunkNetwork):
     """2D ResNet; each frame of the view is an image, logits and features are averaged over frames."""
 
+    averages_frames = True
+
     def __init__(
         self, *, num_classes: int, input: InputSpec, depth: int = 18, width: int = 64, dropout: float = 0.0
     ) -> None:

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import entropy, full_precision
 from distinit_plugin.objectives.adapters import layer_output, no_classifier, tapped_layers
-from distinit_plugin.objectives.terms import STUDENT, Term, check_choice, check_terms
-from distinit_plugin.types import ModelOutput, Network, StepOutput
-
-LABEL = "label"
-"""The key of ``targets`` that terms without a teacher are compared with."""
+from distinit_plugin.objectives.terms import LABEL, STUDENT, Term, check_choice, check_terms
+from distinit_plugin.types import STORED, ModelOutput, Network, StepOutput
 
 Gate = Literal["weight", "skip"]
 GateMean = Literal["all", "kept"]
@@ -192,7 +189,8 @@ class Objective:
 
         Args:
             views: ``student/<view>`` and ``<TEACHER>/<view>`` → normalised (B,C,T,H,W).
-            targets: ``label`` (B,) where the batch is labelled.
+            targets: ``label`` (B,) where the batch is labelled; ``<TEACHER>`` in place of its views, where its outputs
+                are stored.
 
         Raises:
             UserError: A term's label or a network's views are missing.
@@ -200,7 +198,7 @@ class Objective:
         student_views = _views_of(STUDENT, views)
         like = next(iter(student_views.values()))
         batch_size, device = len(like), like.device
-        outputs = {name: self._run_teacher(name, views) for name in self.teachers}
+        outputs = {name: self._run_teacher(name, views, targets) for name in self.teachers}
         labels = targets.get(LABEL)
         term_targets: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
@@ -270,9 +268,10 @@ class Objective:
         report_weights = dict.fromkeys(report, prepared.num_examples) | dict.fromkeys(seen_report, seen)
         return StepOutput(loss, terms, report | seen_report, prepared.num_examples, report_weights)
 
-    def _run_teacher(self, name: str, views: Mapping[str, Tensor]) -> ModelOutput:
+    def _run_teacher(self, name: str, views: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> ModelOutput:
+        seen = {STORED: targets[name]} if name in targets else _views_of(name, views)
         with torch.no_grad():  # a frozen teacher runs in inference mode by itself and gives ordinary tensors
-            output: ModelOutput = self.teachers[name](_views_of(name, views), taps=self._teacher_taps[name])
+            output: ModelOutput = self.teachers[name](seen, taps=self._teacher_taps[name])
         return ModelOutput(
             logits=None if output.logits is None else full_precision(output.logits),
             features=None if output.features is None else full_precision(output.features),

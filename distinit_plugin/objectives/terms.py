@@ -15,6 +15,9 @@ from distinit_plugin.objectives.adapters import Match, check_equal_sizes, layer_
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import Network
 
+LABEL = "label"
+"""The key of ``targets`` that terms without a teacher are compared with; no teacher may have this name."""
+
 STUDENT = "student"
 """Prefix of the student's views; no teacher may have this name."""
 
@@ -125,5 +128,7 @@ def _check_term(term: Term, student: Network, teachers: Mapping[str, Network], a
 def _check_teacher(name: str, teacher: nn.Module) -> None:
     if name == STUDENT:
         raise UserError(f"a teacher cannot be named '{STUDENT}': its views would be taken for the student's.")
+    if name == LABEL:
+        raise UserError(f"a teacher cannot be named '{LABEL}': its targets would be taken for the labels.")
     if teacher.training or any(parameter.requires_grad for parameter in teacher.parameters()):
         raise UserError(f"the teacher {name} is not frozen: call distinit_plugin.teachers.frozen.freeze on it first.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision.models
@@ -62,6 +62,8 @@ def build_teacher(
     modality: Modality = "rgb",
     sampling_rate: int = 1,
     target_fps: float | None = None,
+    crop: Literal["shared", "center"] = "shared",
+    pick_from: int = 0,
     **switches: Any,
 ) -> Frozen:
     """Build a frozen teacher.
@@ -81,13 +83,15 @@ def build_teacher(
         modality: What a registered network sees.
         sampling_rate: The student's, so that equal views share their pixels.
         target_fps: The student's.
+        crop: ``shared``: the student's crop and flip; ``center``: the centre crop of the same frames.
+        pick_from: Evenly spaced frames of the clip among which ``pick`` chooses; 0: all.
         switches: Of a registered network (``models.factory.SWITCHES``: ``depth``, ``width``, …).
 
     Raises:
         UserError: An unknown name or a switch outside its range.
         WeightsError: The weights cannot be had, are unreadable, or are of another network or number of classes.
     """
-    view = ViewSpec(modality, num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std)
+    view = ViewSpec(modality, num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std, crop, pick_from)
     if weights == RANDOM:
         logger.warning(
             "teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch, extra=SAME_ON_ALL_RANKS

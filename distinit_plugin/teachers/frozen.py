@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from distinit_plugin.teachers.frames import as_examples, averages_frames, joined
 from distinit_plugin.types import LayerInfo, ModelOutput, Network, Split, ViewSpec
 
 
@@ -17,6 +18,10 @@ class Frozen(nn.Module):
     The network is not a registered child: its parameters are in no optimizer, checkpoint or DDP wrap of a module that
     holds this one, and ``train()`` does not reach it. It is in eval mode for good, so BN counters never move.
     ``to()`` and its kin do reach it. Outputs are ordinary tensors without a graph.
+
+    Attributes:
+        one_at_a_time: Run each example (of an image network each frame) alone. The last bits of what a network gives
+            for an example depend on how many others are in the batch; alone they do not.
     """
 
     def __init__(self, network: Network) -> None:
@@ -26,6 +31,7 @@ class Frozen(nn.Module):
         module.requires_grad_(False)
         module.eval()
         self._held = (network,)  # inside a tuple, nn.Module does not adopt it
+        self.one_at_a_time = False
         self.train(False)
 
     @property
@@ -57,12 +63,36 @@ class Frozen(nn.Module):
     ) -> ModelOutput:
         """Run on normalised views (B,C,T,H,W); mixed precision is the caller's."""
         with torch.inference_mode():
-            output = self.network.forward(views, boxes=boxes, taps=taps)
+            if self.one_at_a_time and boxes is None:
+                output = self._alone(views, taps)
+            else:
+                output = self.network.forward(views, boxes=boxes, taps=taps)
         # Copies made outside may be saved for the backward pass of a loss; inference tensors may not.
         return ModelOutput(
             _ordinary(output.logits),
             _ordinary(output.features),
             {name: tap.clone() for name, tap in output.taps.items()},
+        )
+
+    def _alone(self, views: Mapping[str, Tensor], taps: Collection[str]) -> ModelOutput:
+        by_frame = averages_frames(self.network)
+        shape = next(iter(views.values())).shape
+        examples = as_examples(views) if by_frame else dict(views)
+        count = len(next(iter(examples.values())))
+        outputs = [
+            self.network.forward({name: view[number : number + 1] for name, view in examples.items()}, taps=taps)
+            for number in range(count)
+        ]
+        logits = _stacked([output.logits for output in outputs])
+        features = _stacked([output.features for output in outputs])
+        kept = {name: torch.cat([output.taps[name] for output in outputs]) for name in taps}
+        if not by_frame:
+            return ModelOutput(logits, features, kept)
+        parts = (shape[0], shape[2])
+        return ModelOutput(
+            None if logits is None else joined(logits.unflatten(0, parts)),
+            None if features is None else joined(features.unflatten(0, parts)),
+            {name: joined(tap.squeeze(2).unflatten(0, parts)) for name, tap in kept.items()},
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -89,6 +119,11 @@ class Frozen(nn.Module):
 def freeze(network: Network) -> Frozen:
     """Make a teacher of ``network``; a frozen one is returned as it is."""
     return network if isinstance(network, Frozen) else Frozen(network)
+
+
+def _stacked(parts: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _ordinary(tensor: Tensor | None) -> Tensor | None:

@@ -36,7 +36,13 @@ class FrameOutput(NamedTuple):
 
 
 class ImageNetwork(nn.Module):
-    """Base of the networks that see single frames. A subclass fills in :meth:`run_frames`."""
+    """Base of the networks that see single frames. A subclass fills in :meth:`run_frames`.
+
+    Attributes:
+        averages_frames: See ``teachers.frames``.
+    """
+
+    averages_frames = True
 
     def __init__(self, body: nn.Module, view: ViewSpec, name: str) -> None:
         """Wrap ``body``, which :meth:`run_frames` runs on the frames that ``view`` describes."""

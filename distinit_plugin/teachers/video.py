@@ -33,6 +33,11 @@ class NetworkTeacher(nn.Module):
         self.view = view
 
     @property
+    def averages_frames(self) -> bool:
+        """See ``teachers.frames``."""
+        return self.inner.averages_frames
+
+    @property
     def layers(self) -> Mapping[str, LayerInfo]:
         """The network's layers, under all their names, and ``feature_map``."""
         layers = self.inner.layers

@@ -122,6 +122,16 @@ class Mixture:
         corpus = int(np.searchsorted(self._starts, index, side="right")) - 1
         return corpus, index - int(self._starts[corpus])
 
+    def names(self) -> Iterator[str]:
+        """What tells a video from the others wherever the corpora lie, in their order.
+
+        Paths as in the lists; of several corpora the corpus's name stands before.
+        """
+        for corpus in self.corpora:
+            prefix = f"{corpus.name}/" if len(self.corpora) > 1 else ""
+            for number in range(len(corpus)):
+                yield prefix + corpus.relative(number)
+
     @property
     def labeled(self) -> bool:
         """Whether the records have labels (all of them have, or none)."""

@@ -160,7 +160,7 @@ class Corpus:
         if not 0 <= index < len(self):
             raise IndexError(f"corpus '{self.name}' has {len(self)} videos, there is no number {index}")
         label = None if self._labels is None else int(self._labels[index])
-        return VideoRecord(os.path.join(self.root, self._relative(index)), label)
+        return VideoRecord(os.path.join(self.root, self.relative(index)), label)
 
     def __iter__(self) -> Iterator[VideoRecord]:
         return (self[index] for index in range(len(self)))
@@ -200,7 +200,8 @@ class Corpus:
                 f"{int(self._labels.max()) + 1}, or correct the list."
             )
 
-    def _relative(self, index: int) -> str:
+    def relative(self, index: int) -> str:
+        """The path of a video as its list has it: below the root, or a whole one."""
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._blob[start : int(self._ends[index])].tobytes())
 
@@ -212,7 +213,7 @@ class Corpus:
         seen: set[str] = set()
         repeats = []
         for row in map(int, suspects):
-            path = self._relative(row)
+            path = self.relative(row)
             if path in seen:
                 repeats.append(row)
             seen.add(path)
@@ -221,6 +222,6 @@ class Corpus:
     def _repeat_notes(self) -> list[str]:
         if not len(self.repeats):
             return []
-        named = [self._relative(int(row)) for row in self.repeats[: MAX_SHOWN + 1]]
+        named = [self.relative(int(row)) for row in self.repeats[: MAX_SHOWN + 1]]
         verb = "row repeats a video" if len(self.repeats) == 1 else "rows repeat a video"
         return [f"{len(self.repeats)} {verb} that is listed before: {shorten(named, len(self.repeats))}."]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.registry import FRAME_PICKERS
+from distinit_plugin.video.grid import frames_of_grid
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -184,4 +185,4 @@ def random(num_clip_frames: int, count: int, rng: np.random.Generator) -> Int64A
 def uniform(num_clip_frames: int, count: int, rng: np.random.Generator) -> Int64Array:
     """The middles of ``count`` equal parts: (count,) int64, floor((2i + 1)·T/(2·count))."""
     _check_pick(num_clip_frames, count)
-    return (2 * np.arange(count, dtype=np.int64) + 1) * num_clip_frames // (2 * count)
+    return frames_of_grid(num_clip_frames, count)

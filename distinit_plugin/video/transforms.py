@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from distinit_plugin.registry import FRAME_PICKERS, lookup
 from distinit_plugin.types import ViewSpec
+from distinit_plugin.video.grid import frames_of_grid
 from distinit_plugin.video.sampling import Clip
 
 Int64Array = npt.NDArray[np.int64]
@@ -53,7 +54,18 @@ class Geometry:
     @property
     def inside_window(self) -> Geometry:
         """The same region of pictures of which only ``window`` is left."""
-        return replace(self, top=0, left=0)
+        return self.inside(self)
+
+    def inside(self, outer: Geometry) -> Geometry:
+        """The same region of pictures of which only the ``window`` of a larger region is left."""
+        return replace(self, top=self.top - outer.top, left=self.left - outer.left)
+
+    def joined(self, other: Geometry) -> Geometry:
+        """The smallest region that holds both, not mirrored."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        bottom = max(self.top + self.height, other.top + other.height)
+        right = max(self.left + self.width, other.left + other.width)
+        return Geometry(top, left, bottom - top, right - left)
 
 
 def _region_side(height: int, width: int, crop_size: int, scale: float) -> int:
@@ -140,6 +152,7 @@ def build_views(
     specs: Mapping[str, ViewSpec],
     geometry: Geometry,
     seed: int,
+    center: Geometry | None = None,
 ) -> dict[str, Tensor]:
     """All views of one sample from one read of the video.
 
@@ -147,9 +160,10 @@ def build_views(
         read: Frame numbers (n,), sorted and distinct → (n,H,W,3) uint8 RGB; called once.
         clip: The frames of the sample.
         specs: What the networks want, by any names. Views of another pick than ``clip`` are frames of the clip.
-        geometry: The region that every view shows.
+        geometry: The region that views show whose crop is ``shared``.
         seed: Random picks follow from it, the pick and the number of frames alone, so that another teacher does not
             change them, and teachers that differ in size see the same frames.
+        center: The region of views whose crop is ``center``; ``None``: there are none.
 
     Returns:
         ``ViewSpec.pixels`` → (3,T',size,size) uint8; specs with equal pixels share one tensor. For flow
@@ -166,7 +180,9 @@ def build_views(
     views = {}
     for pixels, spec in sorted(distinct.items()):
         shown, slots = np.unique(np.searchsorted(needed, numbers[pixels]), return_inverse=True)
-        pictures = render_view(frames if len(shown) == len(needed) else frames[shown], geometry, spec.crop_size)
+        region = geometry if spec.crop == "shared" else center
+        assert region is not None, spec
+        pictures = render_view(frames if len(shown) == len(needed) else frames[shown], region, spec.crop_size)
         if not np.array_equal(slots, np.arange(len(shown))):
             pictures = pictures[:, torch.from_numpy(slots)]
         name, view = arrange(pictures, spec)
@@ -199,6 +215,13 @@ def view_positions(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Arra
     Raises:
         UserError: The view has more frames than the clip.
     """
+    return frames_of_grid(num_clip_frames, spec.pick_from)[picked_frames(spec, num_clip_frames, seed)]
+
+
+def picked_frames(spec: ViewSpec, num_clip_frames: int, seed: int) -> Int64Array:
+    """As ``view_positions``, counted among the frames from which a view is picked (``ViewSpec.pick_from``)."""
     count = num_clip_frames if spec.num_frames is None else spec.num_frames
     rng = np.random.default_rng([seed, zlib.crc32(f"{spec.pick} {count}".encode())])
-    return lookup(FRAME_PICKERS, spec.pick, "FRAME_PICK")(num_clip_frames, count, rng)
+    picker = lookup(FRAME_PICKERS, spec.pick, "FRAME_PICK")
+    picked: Int64Array = picker(spec.pick_from or num_clip_frames, count, rng)
+    return picked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ import torchvision.models
 
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.registry import near_matches
-from distinit_plugin.weights.read import CheckpointFile, cache_folder, read_checkpoint
+from distinit_plugin.weights.read import CheckpointFile, cache_folder, find_weights_file, read_checkpoint
 
 NETWORK_TIMEOUT = 20.0
 """Seconds without an answer after which a download is given up."""
@@ -64,6 +65,31 @@ def source_weights(name: str, weights: str) -> CheckpointFile:
             raise
         files = ", ".join(f"{tag} ({file_of(member)})" for tag, member in tags.items())
         raise WeightsError(f"{error} torchvision's own weights of {model} are: {files}.") from error
+
+
+def weights_digest(name: str, weights: str) -> str:
+    """SHA-256 of the file that a network's weights are in, without looking into it.
+
+    Args:
+        name: As in ``source_weights``.
+        weights: Likewise.
+
+    Returns:
+        64 hexadecimal digits; where a published file is not on this disk, the first ones that its name tells; for
+        ``timm``'s weights ``timm``; empty: the file is not here.
+    """
+    if weights == TIMM_DEFAULT:
+        return TIMM_DEFAULT
+    library, _, model = name.partition("/")
+    tags = torchvision_tags(model) if library == "torchvision" else {}
+    path = cache_folder() / file_of(tags[weights]) if weights in tags else None
+    try:
+        path = path or find_weights_file(weights)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, WeightsError):
+        found = _HASH_IN_NAME.search(path.name) if path is not None else None
+        return found[1] if found else ""
 
 
 def torchvision_tags(model: str) -> Mapping[str, Any]:
