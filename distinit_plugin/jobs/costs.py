@@ -228,9 +228,9 @@ def _table(costs: Sequence[Cost], title: str) -> Table:
 
 def _time(value: Spread) -> str:
     """``13.4 s`` with the quartiles below, three digits each."""
-    factor, unit = (1000, "s") if value.median >= 1000 else (1, "ms")
+    factor, unit = (1000, "s") if value.high >= 999.5 else (1, "ms")
     low, median, high = (part / factor for part in value)
-    return f"{median:.3g} {unit}\n{low:.3g} … {high:.3g}"
+    return f"{median:.3g} {unit}\n{low:.3g}…{high:.3g}"
 
 
 def _plain(cost: Cost) -> dict[str, object]:
