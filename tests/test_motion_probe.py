@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distinit_plugin.cli import main
 from distinit_plugin.engine.checkpoint import load_checkpoint
 from distinit_plugin.engine.motion import CONTROLS, Changes, LayerMotion, frame_order, measure_motion, reorder
-from distinit_plugin.engine.motion_report import MotionCurve, read_curve, write_report
+from distinit_plugin.engine.motion_report import MotionCurve, plot_motion, read_curve, write_report
 from distinit_plugin.errors import ConfigError, UserError
 from distinit_plugin.jobs.motion_probe import probe_motion
 from distinit_plugin.jobs.running import run
@@ -283,6 +283,9 @@ def test_damaged_results_are_refused(tmp_path: Path) -> None:
     curve = MotionCurve("a", [LayerMotion("3A", (1, 2, 3), 0.5, 2.0, 2.0)])
     write_report(tmp_path, [curve], {})
     assert read_curve(tmp_path) == curve
+    plot_motion([curve, MotionCurve("b", [LayerMotion("3A", (1, 2, 3), np.inf, 2.0, 2.0)])], tmp_path / "plot.png")
+    write_report(tmp_path, [MotionCurve("b", [LayerMotion("3A", (1, 2, 3), np.inf, 2.0, 2.0)])], {})
+    assert np.isnan(read_curve(tmp_path).epe("3A"))  # a decoder that diverged
     (tmp_path / "motion.json").write_text('{"curves": [{"name": "a", "layers": [{"layer": "3A", "grid": [1]}]}]}')
     with pytest.raises(UserError, match="is no result of a probe"):
         read_curve(tmp_path)

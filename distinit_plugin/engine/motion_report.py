@@ -106,7 +106,9 @@ def read_curve(folder: str | Path) -> MotionCurve:
         layers = []
         for layer in found["layers"]:
             frames, height, width = (int(size) for size in layer["grid"])
-            epe, zeros, magnitude = (float(layer[key]) for key in ("epe", "zeros", "magnitude"))
+            epe, zeros, magnitude = (
+                math.nan if layer[key] is None else float(layer[key]) for key in ("epe", "zeros", "magnitude")
+            )
             layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
         return MotionCurve(str(found["name"]), layers)
     except OSError as error:
@@ -148,7 +150,8 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
     axis.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
     axis.set_xlabel("features")
     axis.set_ylabel("end-point error (pixels)")
-    axis.set_ylim(0, 1.1 * max([*zeros.values(), *(layer.epe for curve in curves for layer in curve.layers), 1e-6]))
+    errors = [*zeros.values(), *(layer.epe for curve in curves for layer in curve.layers)]
+    axis.set_ylim(0, 1.1 * max([error for error in errors if math.isfinite(error)], default=1.0) or 1.0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves) + 1), frameon=False)
@@ -156,14 +159,14 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """NaN as null; tuples of names as mappings."""
+    """What is no finite number (of decoders that diverged) as null; tuples of names as mappings."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, ControlErrors):
         return _plain(value._asdict())
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float, digits: int = 3) -> str:

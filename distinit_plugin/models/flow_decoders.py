@@ -23,6 +23,8 @@ SLOPE = 0.1
 PWC_CHANNELS = (128, 128, 96, 64, 32)
 """Outputs of PWC's convolutions before the last one."""
 
+LAST_DEVIATION = 0.01
+
 FLOW_DECODERS = ("simple", "spatial", "pwc")
 
 
@@ -61,12 +63,18 @@ class FlowDecoder(nn.Sequential):
         self.initialize()
 
     def initialize(self) -> None:
-        """Normal kernels that keep the variance behind the leaky ReLU (arXiv 1502.01852); biases 0."""
+        """Normal kernels that keep the variance behind the leaky ReLU (arXiv 1502.01852); biases 0.
+
+        The last kernel is drawn with a deviation of 0.01: training begins near the error of no motion at all.
+        """
         for module in self:
             if isinstance(module, Conv3d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE, nonlinearity="leaky_relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        last = self[len(self) - 1]
+        assert isinstance(last, Conv3d)
+        nn.init.normal_(last.weight, 0.0, LAST_DEVIATION)
 
     def forward(self, input: Tensor) -> Tensor:
         """Decode."""
