@@ -16,6 +16,9 @@ D3D = [
     if path.parent.name == "D3D" and not path.stem.startswith(("flow_", "probe_"))  # tests/test_configs_motion.py
 ]
 
+UNTRAINED = {"WEIGHTS": "random", "CACHE": ""}
+"""Of teachers whose checkpoints and caches are not here."""
+
 
 def d3d(name, *words):
     return load_cfg(ROOT / "configs" / "D3D" / f"{name}.yaml", words)[0]
@@ -120,7 +123,8 @@ def test_rows_of_d3d_differ_as_table_6_says():
 def test_d3d_networks_build_and_fit(path):
     """Student, teachers and terms, without memory; the objective checks sizes and layers."""
     names = load_cfg(path)[0].DISTILL.TEACHERS
-    cfg, _ = load_cfg(path, [word for name in names for word in (f"DISTILL.TEACHERS.{name}.WEIGHTS", "random")])
+    untrained = {f"DISTILL.TEACHERS.{name}.{key}": value for name in names for key, value in UNTRAINED.items()}
+    cfg, _ = load_cfg(path, [word for pair in untrained.items() for word in pair])
     with torch.device("meta"):
         student, teachers = build.build_network(cfg), build.build_teachers(cfg)
         objective = build.build_objective(cfg, student, teachers)
