@@ -19,7 +19,7 @@ from distinit_plugin.jobs.running import run
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import InputSpec, build_network
 from distinit_plugin.objectives import Objective, Term
-from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
+from distinit_plugin.demos.digits import CLASS_NAMES, DigitData, make_digits
 from distinit_plugin.registry import MODELS
 
 pytest.importorskip("sklearn")  # its digits

@@ -28,7 +28,7 @@ from distinit_plugin.engine.results import Row, markdown_table, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.jobs.running import run
-from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
+from distinit_plugin.demos.digits import CLASS_NAMES, DigitData, make_digits
 
 CONFIGS = "configs/quickstart"
 NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
