@@ -33,6 +33,7 @@ VERBS = {
     "run-splits": Verb("run_splits", "run all three splits of UCF-101 or HMDB-51 and print their mean and deviation"),
     "predict": Verb("predict", "print the top classes of videos by name"),
     "probe": Verb("probe", "k-NN, linear probe and softmax (Fixed) on a checkpoint's frozen features"),
+    "probe-motion": Verb("probe_motion", "how much optical flow can be decoded from the layers of a network"),
     "describe": Verb("describe", "parameters, GMACs, layer shapes, strides and receptive fields of a network"),
     "extract-features": Verb("extract_features", "features and logits of long videos by sliding windows"),
     "export": Verb("export", "the student alone as safetensors, torch.export or ONNX, checked"),

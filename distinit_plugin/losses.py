@@ -20,6 +20,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.flow.motion import polar_loss
 from distinit_plugin.registry import LOSSES, lookup
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -159,6 +160,28 @@ def cross_entropy(student: Tensor, target: Tensor, *, label_smoothing: float = 0
     labels = target.view(-1, *[1] * (student.ndim - 2)).expand(-1, *student.shape[2:])
     loss = functional.cross_entropy(full_precision(student), labels, reduction="none", label_smoothing=label_smoothing)
     return per_example(loss)
+
+
+@LOSSES.register()
+def flow_decoding(student: Tensor, target: Tensor) -> Tensor:
+    """Squared error of decoded flow (D3D, arXiv 1812.08249 §3.1), see ``flow.motion.polar_loss``; mean over positions.
+
+    Args:
+        student: (mag, sin θ, cos θ), (B,3,T,H,W).
+        target: Flow in pixels on the same grid, (B,2,T,H,W).
+
+    Returns:
+        (B,), square pixels for the magnitude and pixels for the direction.
+
+    Raises:
+        UserError: Other shapes.
+    """
+    if student.ndim != 5 or student.shape[1] != 3 or target.shape != (len(student), 2, *student.shape[2:]):
+        raise UserError(
+            f"the loss flow_decoding compares (mag, sin, cos) of shape (B,3,T,H,W) with flow (B,2,T,H,W), not "
+            f"{_describe(student)} with {_describe(target)}. Use it with ARCH flow and a decoder as HEAD."
+        )
+    return per_example(polar_loss(student, target))
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -28,6 +28,7 @@ REGISTERED: dict[str, tuple[dict[str, Any], InputSpec]] = {
     "ConvLSTM": ({"width": 16}, InputSpec(num_frames=3, train_crop_size=64, test_crop_size=64)),
     "Fused3D": ({"width": 16}, InputSpec(num_frames=2, train_crop_size=64, test_crop_size=64)),
     "Res3D": ({"depth": 18, "width": 8}, SMALL),
+    "PredictedFlow3D": ({"width": 8}, SMALL),
     "R2Plus1D": ({"depth": 18, "width": 8}, SMALL),
     "Res2D": ({"depth": 10, "width": 8}, SMALL),
     "I3D": ({"width": 8}, SMALL),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
+from distinit_plugin.building.parts import load_flow_net, load_stream
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.errors import WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.objectives import Objective, Term, build_adapter
+from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid
+from distinit_plugin.teachers import FlowView
 from distinit_plugin.teachers import factory as teacher_factory
+from distinit_plugin.teachers.flow import FLOW
 from distinit_plugin.types import Network
 from distinit_plugin.weights import LoadReport, inflate, load_weights
 
@@ -37,6 +41,7 @@ def input_spec(cfg: CfgNode) -> InputSpec:
         std=tuple(cfg.DATA.STD),
         modality=cfg.NETWORK.MODALITY,
         test_num_frames=cfg.CORPUS.TEST_NUM_FRAMES or None,
+        flow_bound=cfg.FLOW.BOUND,
     )
 
 
@@ -75,6 +80,14 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
     if cfg.INIT.INFLATE_FROM:
         with naming("INIT.INFLATE_FROM"):
             reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
+    if cfg.INIT.FLOW_NET_WEIGHTS:
+        with naming("INIT.FLOW_NET_WEIGHTS"):
+            reports.append(load_flow_net(network, cfg.INIT.FLOW_NET_WEIGHTS))
+    if cfg.INIT.STREAM_WEIGHTS:
+        with naming("INIT.STREAM_WEIGHTS"):
+            report = load_stream(network, cfg.INIT.STREAM_WEIGHTS)
+            refuse_part_of_a_trunk(report)
+        reports.append(report)
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
         with naming("TRAIN.CHECKPOINT_FILE_PATH"):
             report = load_weights(network, cfg.TRAIN.CHECKPOINT_FILE_PATH)
@@ -114,11 +127,13 @@ def build_teacher(name: str, entry: CfgNode, clip: InputSpec) -> Network:
     Args:
         name: Of the node.
         entry: The node.
-        clip: What the student is fed; a teacher with FRAME_PICK clip sees all of its frames.
+        clip: What the student is fed; a teacher with FRAME_PICK clip sees all of its frames, ARCH flow is its flow.
 
     Raises:
         UserError: With the teacher's key in front of what is wrong.
     """
+    if entry.ARCH == FLOW:
+        return FlowView(clip)
     with naming(f"DISTILL.TEACHERS.{name}"):
         return teacher_factory.build_teacher(
             entry.ARCH,
@@ -148,25 +163,26 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
     for name, teacher in teachers.items():
         entry = cfg.DISTILL.TEACHERS[name]
         student_layer = entry.STUDENT_LAYER or _default_student_layer(entry, student)
-        terms.append(
-            Term(
-                name=name,
-                student_layer=student_layer,
-                loss=build_loss(
-                    entry.LOSS,
-                    temperature=entry.TEMPERATURE,
-                    temper_student=entry.TEMPER_STUDENT,
-                    scale_by_temperature=entry.SCALE_BY_TEMPERATURE,
-                    class_reduction=entry.CLASS_REDUCTION,
-                ),
-                weight=entry.LOSS_WEIGHT,
-                teacher=name,
-                teacher_layer=entry.LAYER,
-                max_entropy=entry.MAX_ENTROPY if entry.MAX_ENTROPY >= 0 else None,
+        term = Term(
+            name=name,
+            student_layer=student_layer,
+            loss=build_loss(
+                entry.LOSS,
                 temperature=entry.TEMPERATURE,
-            )
+                temper_student=entry.TEMPER_STUDENT,
+                scale_by_temperature=entry.SCALE_BY_TEMPERATURE,
+                class_reduction=entry.CLASS_REDUCTION,
+            ),
+            weight=entry.LOSS_WEIGHT,
+            teacher=name,
+            teacher_layer=entry.LAYER,
+            max_entropy=entry.MAX_ENTROPY if entry.MAX_ENTROPY >= 0 else None,
+            temperature=entry.TEMPERATURE,
         )
-        adapters[name] = build_adapter(entry.HEAD, student, student_layer, teacher, entry.LAYER)
+        terms.append(replace(term, match=on_students_grid(entry.ALIGNMENT)) if entry.ARCH == FLOW else term)
+        adapters[name] = build_adapter(
+            entry.HEAD, student, student_layer, teacher, entry.LAYER, decoder_norm=entry.DECODER_NORM
+        )
     return Objective(student, terms, teachers, adapters, gate=cfg.DISTILL.GATE, gate_mean=cfg.DISTILL.GATE_MEAN)
 
 

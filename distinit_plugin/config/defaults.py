@@ -109,11 +109,16 @@ _C.NETWORK.SEPARABLE_STEM = False  # split the first convolution, too, into spac
 _C.NETWORK.TEMPORAL_NORM = False  # BN in place of a bias after temporal convolutions (torchvision's S3D)
 _C.NETWORK.TEMPORAL_FROM = "2C"  # first end-point with temporal kernels: 2C, 3B … 5C (or Mixed_3b …); "none"
 _C.NETWORK.GATING_FROM = "2C"  # first end-point with feature gates: as above; "none": S3D without gates
+_C.NETWORK.LAST_LAYER = "5C"  # end-point after which S3DG ends: 1A … 5C (or TF-slim's names); 3A for a flow network
+_C.NETWORK.DECODER = "pwc"  # PredictedFlow3D: decoder of flow at 3A: simple, spatial, pwc
+_C.NETWORK.DECODER_NORM = False  # PredictedFlow3D: batch normalisation in that decoder
 
 _C.INIT = CfgNode()  # initialisation other than TRAIN.CHECKPOINT_FILE_PATH
 _C.INIT.INFLATE_FROM = ""  # 2D network to inflate ("torchvision/googlenet", "timm/resnet50", "Res2D"); empty: off
 _C.INIT.INFLATE_WEIGHTS = ""  # that network's weights: torchvision tag, "timm" (timm's own), or file
-_C.INIT.TRAINABLE = "all"  # "all", or "classifier": only the last layer trains, the trunk stays in eval mode
+_C.INIT.FLOW_NET_WEIGHTS = ""  # PredictedFlow3D: a run whose teacher of ARCH flow was decoded at 3A; empty: random
+_C.INIT.STREAM_WEIGHTS = ""  # PredictedFlow3D: an S3DG that was trained on flow; empty: random
+_C.INIT.TRAINABLE = "all"  # "all"; "classifier": the last layer alone; "heads": new heads of DISTILL.TEACHERS alone
 
 _C.CORPUS = CfgNode()
 _C.CORPUS.TRAIN = CfgNode(new_allowed=True)  # NAME: {FORMAT, PATH, …} (see CORPUS_ENTRY); several are mixed by WEIGHT
@@ -156,15 +161,17 @@ _C.DISTILL.GATE_MEAN = "all"  # the loss is the mean over "all" examples of the 
 
 TEACHER_ENTRY = CfgNode()
 """Keys of one named node below DISTILL.TEACHERS."""
-TEACHER_ENTRY.ARCH = "torchvision/resnet50"  # "torchvision/NAME", "timm/NAME", or a registered network
+TEACHER_ENTRY.ARCH = "torchvision/resnet50"  # "torchvision/NAME", "timm/NAME", a registered network; "flow": no network
 TEACHER_ENTRY.WEIGHTS = "IMAGENET1K_V1"  # torchvision tag, "timm" (its default weights), file, or "random"
 TEACHER_ENTRY.NUM_CLASSES = 1000  # classes of the teacher's classifier
 TEACHER_ENTRY.DEPTH = 18  # of a registered network as teacher
 TEACHER_ENTRY.NETWORK = _C.NETWORK.clone()  # switches of a registered network as teacher: the keys of NETWORK
-TEACHER_ENTRY.LAYER = "logits"  # what is matched: logits, features, feature_map
+TEACHER_ENTRY.LAYER = "logits"  # what is matched: logits, features, feature_map; flow (of ARCH flow)
 TEACHER_ENTRY.STUDENT_LAYER = ""  # logits, features or a layer of the student; empty: chosen for HEAD and LAYER
-TEACHER_ENTRY.HEAD = "linear"  # "linear": a new layer on the student (1×1×1 for maps); "own": the student's logits
-TEACHER_ENTRY.LOSS = "soft_cross_entropy"  # soft_cross_entropy, kl, mse, cosine
+TEACHER_ENTRY.HEAD = (
+    "linear"  # "linear": new layer (1×1×1 for maps); "own": student's logits; simple, spatial, pwc: flow
+)
+TEACHER_ENTRY.LOSS = "soft_cross_entropy"  # soft_cross_entropy, kl, mse, cosine; flow_decoding (of ARCH flow)
 TEACHER_ENTRY.LOSS_WEIGHT = 1.0  # factor of this term; 0: switched off
 TEACHER_ENTRY.TEMPERATURE = 1.0  # τ of equation 1, divides the teacher's logits
 TEACHER_ENTRY.TEMPER_STUDENT = False  # τ divides the student's logits too
@@ -176,6 +183,8 @@ TEACHER_ENTRY.NUM_PICKED_FRAMES = 1  # frames per clip; their logits are average
 TEACHER_ENTRY.CROP_SIZE = 224  # pixels at which the teacher sees the clip's crop
 TEACHER_ENTRY.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of the teacher's input
 TEACHER_ENTRY.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation
+TEACHER_ENTRY.ALIGNMENT = "center"  # ARCH flow: a slice of several frames has the "center" one's flow, or their "mean"
+TEACHER_ENTRY.DECODER_NORM = False  # ARCH flow: batch normalisation in the decoders spatial and pwc
 
 _C.ACTION = CfgNode()
 _C.ACTION.LOSS = "cross_entropy"  # loss on labels

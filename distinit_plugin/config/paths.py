@@ -39,6 +39,8 @@ def _corpora(cfg: CfgNode) -> Iterator[str]:
 def _weights(cfg: CfgNode) -> Iterator[str]:
     if cfg.TRAIN.ENABLE:
         yield from _missing("TRAIN.CHECKPOINT_FILE_PATH", cfg.TRAIN.CHECKPOINT_FILE_PATH, "Run the pre-training first")
+        for key in ("FLOW_NET_WEIGHTS", "STREAM_WEIGHTS"):
+            yield from _missing(f"INIT.{key}", cfg.INIT[key], "Train that part first")
         if _is_file_name(cfg.INIT.INFLATE_WEIGHTS):
             yield from _missing("INIT.INFLATE_WEIGHTS", cfg.INIT.INFLATE_WEIGHTS, "Put the weights there")
         for name, entry in cfg.DISTILL.TEACHERS.items():

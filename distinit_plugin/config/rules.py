@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from fvcore.common.registry import Registry
@@ -13,27 +13,22 @@ from distinit_plugin.registry import CORPORA, FLOW_BACKENDS, FRAME_PICKERS, LOSS
 
 _INCEPTION_2D = ("WIDTH", "PADDING", "AFFINE_NORM")
 _INCEPTION_3D = (*_INCEPTION_2D, "TEMPORAL_PADDING", "FULLY_CONVOLUTIONAL")
+_S3DG = (*_INCEPTION_3D, "STEM_FRAMES", "SEPARABLE_STEM", "TEMPORAL_NORM", "TEMPORAL_FROM", "GATING_FROM")
 NETWORK_SWITCHES = {
     "C3D": ("WIDTH",),
     "ConvLSTM": _INCEPTION_2D,
     "Fused3D": _INCEPTION_2D,
     "I3D": _INCEPTION_3D,
+    "PredictedFlow3D": (*_S3DG, "DECODER", "DECODER_NORM"),
     "R2Plus1D": ("VARIANT", "WIDTH", "TEMPORAL_PADDING"),
     "Res2D": ("WIDTH",),
     "Res3D": ("VARIANT", "WIDTH", "STEM_POOL", "TEMPORAL_PADDING"),
-    "S3DG": (
-        *_INCEPTION_3D,
-        "STEM_FRAMES",
-        "SEPARABLE_STEM",
-        "TEMPORAL_NORM",
-        "TEMPORAL_FROM",
-        "GATING_FROM",
-    ),
+    "S3DG": (*_S3DG, "LAST_LAYER"),
     "TwoStream": _INCEPTION_2D,
 }
 """The networks of this package, as the models module registers them → the keys of NETWORK that they read."""
 NETWORKS = tuple(NETWORK_SWITCHES)
-INCEPTIONS = ("I3D", "S3DG")
+INCEPTIONS = ("I3D", "PredictedFlow3D", "S3DG")
 _VIDEO_DEPTHS = (10, 16, 18, 26, 34, 50, 101, 152)
 NETWORK_DEPTHS = {"R2Plus1D": _VIDEO_DEPTHS, "Res2D": (10, 18, 34, 50, 101, 152), "Res3D": _VIDEO_DEPTHS}
 """The networks that read RESNET.DEPTH → the depths that they have."""
@@ -42,6 +37,10 @@ FLOW_BACKEND_NAMES = ("tvl1", "dual_tvl1", "dis_medium", "dis_fast", "raft")
 
 TWO_STREAM_NETWORKS = ("Fused3D", "TwoStream")
 """The networks that see frames and flow side by side."""
+FLOW = "flow"
+"""ARCH and LAYER of the teacher that is no network: the flow of the student's clip."""
+FLOW_DECODERS = ("simple", "spatial", "pwc")
+FLOW_LOSS = "flow_decoding"
 INFLATABLE = (
     *("ConvLSTM", "Fused3D", "I3D", "Res3D", "S3DG", "TwoStream"),
     *("torchvision/mc3_18", "torchvision/r3d_18"),
@@ -49,10 +48,21 @@ INFLATABLE = (
 """The networks that the weights of an image network can fill."""
 IMAGE_NETWORKS = ("Res2D",)
 """The networks of this package that are image networks themselves."""
-DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine")
+DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine", FLOW_LOSS)
 ACTION_LOSSES = ("cross_entropy",)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
 """The papers' names of the end-points from which S3DG can have temporal kernels and gates."""
+_END_POINTS = {
+    "1A": "Conv2d_1a_7x7",
+    "2A": "MaxPool_2a_3x3",
+    "2B": "Conv2d_2b_1x1",
+    "2C": "Conv2d_2c_3x3",
+    "3A": "MaxPool_3a_3x3",
+    "4A": "MaxPool_4a_3x3",
+    "5A": "MaxPool_5a_2x2",
+    **{name: f"Mixed_{name.lower()}" for name in _INCEPTION_STARTS if name != "2C"},
+}
+"""The papers' names of all end-points → TF-slim's."""
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
 FRAME_PICKS = ("center", "random", "uniform", "clip")
@@ -133,11 +143,15 @@ def address() -> Rule:
 
 def inception_start() -> Rule:
     """An end-point of S3DG by the papers' name or by TF-slim's, or none."""
-    slim = ["Conv2d_2c_3x3" if name == "2C" else f"Mixed_{name.lower()}" for name in _INCEPTION_STARTS]
-    names = [*_INCEPTION_STARTS, *slim, "none"]
-    return Rule(
-        f"{', '.join(_INCEPTION_STARTS)} (or TF-slim's names), none", lambda value: value in names, lambda: names
-    )
+    return end_point(_INCEPTION_STARTS, "none")
+
+
+def end_point(allowed: Iterable[str], *others: str) -> Rule:
+    """Some end-points by the papers' names or by TF-slim's, or another word."""
+    short = sorted(allowed)
+    names = [*short, *(_END_POINTS[name] for name in short), *others]
+    text = ", ".join([f"{', '.join(short)} (or TF-slim's names)", *others])
+    return Rule(text, lambda value: value in names, lambda: names)
 
 
 def network_name() -> Rule:
@@ -154,16 +168,16 @@ def network_name() -> Rule:
 
 
 def teacher_name() -> Rule:
-    """An image network of torchvision or timm, or a network of this package."""
+    """An image network of torchvision or timm, a network of this package, or the flow itself."""
 
     def names() -> list[str]:
-        return sorted({*NETWORKS, *(name for name, _ in MODELS)})
+        return sorted({*NETWORKS, *(name for name, _ in MODELS), FLOW})
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
         return value in names() or (bool(slash and name) and package in ("torchvision", "timm", "pytorchvideo"))
 
-    return Rule(f"torchvision/NAME, timm/NAME, pytorchvideo/NAME, {', '.join(NETWORKS)}", accepts, names)
+    return Rule(f"torchvision/NAME, timm/NAME, pytorchvideo/NAME, {', '.join(NETWORKS)}, {FLOW}", accepts, names)
 
 
 def image_network_name() -> Rule:
@@ -196,6 +210,8 @@ SWITCH_RULES: dict[str, Rule] = {
     "STEM_FRAMES": one_of(1, 3, 5, 7),
     "TEMPORAL_FROM": inception_start(),
     "GATING_FROM": inception_start(),
+    "LAST_LAYER": end_point(_END_POINTS),
+    "DECODER": one_of(*FLOW_DECODERS),
 }
 """Keys of NETWORK, the student's and each teacher's."""
 
@@ -246,7 +262,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRAD_L2NORM": _FROM_ZERO,
     **{f"NETWORK.{key}": rule for key, rule in SWITCH_RULES.items()},
     "INIT.INFLATE_FROM": image_network_name(),
-    "INIT.TRAINABLE": one_of("all", "classifier"),
+    "INIT.TRAINABLE": one_of("all", "classifier", "heads"),
     "CORPUS.SPLIT": one_of(1, 2, 3),
     "CORPUS.TARGET_FPS": _FROM_ZERO,
     "CORPUS.TEST_SCALE": number_or(0, "DATA.TEST_CROP_SIZE", _CROP),
@@ -295,8 +311,8 @@ TEACHER_RULES: dict[str, Rule] = {
     "WEIGHTS": _NOT_EMPTY,
     "NUM_CLASSES": number(least=2),
     "DEPTH": one_of(*sorted({depth for depths in NETWORK_DEPTHS.values() for depth in depths})),
-    "LAYER": one_of("logits", "features", "feature_map"),
-    "HEAD": one_of("linear", "own"),
+    "LAYER": one_of("logits", "features", "feature_map", FLOW),
+    "HEAD": one_of("linear", "own", *FLOW_DECODERS),
     "LOSS": registered(DISTILL_LOSSES, LOSSES, without=ACTION_LOSSES),
     "LOSS_WEIGHT": _FROM_ZERO,
     "TEMPERATURE": number(above=0),
@@ -307,5 +323,6 @@ TEACHER_RULES: dict[str, Rule] = {
     "CROP_SIZE": _CROP,
     "MEAN": _MEAN,
     "STD": _STD,
+    "ALIGNMENT": one_of("center", "mean"),
 }
 """Keys of each entry below DISTILL.TEACHERS."""

@@ -18,8 +18,10 @@ from distinit_plugin.config.rules import (
 )
 from distinit_plugin.config.validate_networks import (
     flow_problems,
+    head_problems,
     inflation_problems,
     layer_problems,
+    part_problems,
     student_problems,
 )
 from distinit_plugin.config.validate_teachers import gate_problems, teacher_problems
@@ -264,6 +266,7 @@ def _initialisation(cfg: CfgNode) -> Problems:
             )
     elif init.INFLATE_WEIGHTS:
         yield f"INIT.INFLATE_WEIGHTS: {init.INFLATE_WEIGHTS} has no network. Set INIT.INFLATE_FROM as well."
+    yield from part_problems(cfg)
     if init.TRAINABLE == "classifier" and cfg.ACTION.LOSS_WEIGHT == 0:
         yield (
             "INIT.TRAINABLE: classifier trains the last layer on labels, but ACTION.LOSS_WEIGHT is 0. "
@@ -341,6 +344,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (flow_problems, ("FLOW.",)),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
+    (head_problems, ("INIT.TRAINABLE", "ACTION.", "DISTILL.")),
     (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES")),

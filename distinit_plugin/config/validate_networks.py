@@ -53,6 +53,31 @@ def inflation_problems(cfg: CfgNode) -> Problems:
         yield f"INIT.INFLATE_WEIGHTS: timm, but {source} is not of timm. Give a torchvision tag or a weights file."
 
 
+def part_problems(cfg: CfgNode) -> Problems:
+    """Weights of the parts of a network that has none, or that gets all of its weights from one file."""
+    for key in ("FLOW_NET_WEIGHTS", "STREAM_WEIGHTS"):
+        value, name = cfg.INIT[key], cfg.MODEL.MODEL_NAME
+        if value and name != "PredictedFlow3D" and (name in NETWORKS or "/" in name):
+            yield f"INIT.{key}: {value} is a part of PredictedFlow3D, not of {name}. Use TRAIN.CHECKPOINT_FILE_PATH."
+        elif value and cfg.TRAIN.CHECKPOINT_FILE_PATH:
+            yield (
+                f"INIT.{key}: {value} would be overwritten by TRAIN.CHECKPOINT_FILE_PATH, which holds the whole "
+                "network. Leave one of the two empty."
+            )
+
+
+def head_problems(cfg: CfgNode) -> Problems:
+    """New heads that train alone."""
+    if cfg.INIT.TRAINABLE != "heads":
+        return
+    active = [entry for entry in cfg.DISTILL.TEACHERS.values() if entry.LOSS_WEIGHT > 0]
+    if cfg.ACTION.LOSS_WEIGHT > 0 or not active or any(entry.HEAD == "own" for entry in active):
+        yield (
+            "INIT.TRAINABLE: heads trains new heads of teachers and nothing of the student, so each term needs one. "
+            "Name teachers whose HEAD is not own, and set ACTION.LOSS_WEIGHT 0."
+        )
+
+
 def student_problems(cfg: CfgNode) -> Problems:
     """Switches of the student."""
     yield from switch_problems(cfg.MODEL.MODEL_NAME, cfg.RESNET.DEPTH, cfg.NETWORK, "RESNET.DEPTH", "NETWORK")
@@ -76,6 +101,11 @@ def switch_problems(name: str, depth: int, switches: CfgNode, depth_key: str, wh
         yield f"{depth_key}: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
     if "/" in name and switches.MODALITY != "rgb":
         yield f"{where}.MODALITY: {switches.MODALITY} is not for {name}, which takes rgb only. Use rgb."
+    if name == "PredictedFlow3D":
+        if switches.MODALITY != "rgb":
+            yield f"{where}.MODALITY: {switches.MODALITY} is not for {name}, which predicts its flow. Use rgb."
+        if switches.DECODER_NORM and switches.DECODER == "simple":
+            yield f"{where}.DECODER_NORM: True, but DECODER simple is one convolution. Set it False."
     if name in TWO_STREAM_NETWORKS and switches.MODALITY != "rgb":
         yield f"{where}.MODALITY: {switches.MODALITY} is not for {name}, which sees frames and flow. Leave it rgb."
     if name in NETWORKS or "/" in name:
@@ -86,7 +116,7 @@ def switch_problems(name: str, depth: int, switches: CfgNode, depth_key: str, wh
                     f"{where}.{key}: {switches[key]!r} has no effect on {name}; it is for {readers}. "
                     f"Leave it at {defaults.NETWORK[key]!r}."
                 )
-    if name == "S3DG":
+    if name in ("PredictedFlow3D", "S3DG"):
         yield from _separable(switches, where)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from distinit_plugin.config.defaults import TEACHER_ENTRY
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.rules import DISTILL_LOSSES, SOFTMAX_LOSSES
+from distinit_plugin.config.rules import DISTILL_LOSSES, FLOW, FLOW_DECODERS, FLOW_LOSS, SOFTMAX_LOSSES
 from distinit_plugin.config.validate_networks import switch_problems
 
 Problems = Iterator[str]
@@ -16,8 +16,46 @@ Problems = Iterator[str]
 def teacher_problems(cfg: CfgNode) -> Problems:
     """What the keys of each teacher demand of one another and of the student."""
     for name, entry in cfg.DISTILL.TEACHERS.items():
-        for check in (_teacher_network, _teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
+        if entry.ARCH == FLOW:
+            yield from _flow(f"DISTILL.TEACHERS.{name}", entry)
+            continue
+        for check in (_no_flow, _teacher_network, _teacher_weights, _teacher_layers, _teacher_frames, _teacher_gate):
             yield from check(f"DISTILL.TEACHERS.{name}", entry, cfg)
+
+
+_FLOW_KEYS = ("ARCH", "LAYER", "STUDENT_LAYER", "HEAD", "LOSS", "LOSS_WEIGHT", "ALIGNMENT", "DECODER_NORM")
+"""The keys that mean something for flow, which is no network and needs no frames of its own."""
+
+
+def _flow(where: str, entry: CfgNode) -> Problems:
+    """A teacher that is the flow of the student's clip."""
+    if entry.LAYER != FLOW:
+        yield f"{where}.LAYER: {entry.LAYER}, but ARCH flow has the one layer flow. Set LAYER flow."
+    if entry.HEAD not in FLOW_DECODERS:
+        yield f"{where}.HEAD: {entry.HEAD} decodes no flow. Allowed with ARCH flow: {', '.join(FLOW_DECODERS)}."
+    if entry.LOSS in set(DISTILL_LOSSES) - {FLOW_LOSS}:
+        yield f"{where}.LOSS: {entry.LOSS} is not for flow. Use {FLOW_LOSS}."
+    if entry.STUDENT_LAYER in ("", "logits", "features"):
+        yield (
+            f"{where}.STUDENT_LAYER: {entry.STUDENT_LAYER or 'empty'}, but flow is decoded from a map. Name a layer of "
+            "the student (distinit describe lists them), 3A of S3DG for example."
+        )
+    if entry.DECODER_NORM and entry.HEAD == "simple":
+        yield f"{where}.DECODER_NORM: True, but HEAD simple is one convolution, with nothing behind it. Set it False."
+    for key, default in TEACHER_ENTRY.items():
+        if key not in _FLOW_KEYS and entry[key] != default:
+            shown = "other switches" if key == "NETWORK" else entry[key]
+            yield f"{where}.{key}: {shown}, but ARCH flow is the flow of the student's own clip. Leave the key out."
+
+
+def _no_flow(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    """What only a teacher of ARCH flow can have."""
+    for key, words in (("LAYER", (FLOW,)), ("HEAD", FLOW_DECODERS), ("LOSS", (FLOW_LOSS,))):
+        if entry[key] in words:
+            yield f"{where}.{key}: {entry[key]} is for ARCH flow, ARCH is {entry.ARCH}. Set that, or another {key}."
+    for key in ("ALIGNMENT", "DECODER_NORM"):
+        if entry[key] != TEACHER_ENTRY[key]:
+            yield f"{where}.{key}: {entry[key]} is only read with ARCH flow. Leave it at {TEACHER_ENTRY[key]}."
 
 
 def _teacher_network(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:

@@ -22,7 +22,8 @@ Curve = dict[float, float]
 
 _DOTS_UP_TO = 60
 _LOG_RANGE = 20  # a learning rate that falls by more than this is drawn on a logarithmic scale
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
+"""Of lines: those of Okabe and Ito."""
 
 
 @dataclass
@@ -134,8 +135,8 @@ def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
             moments,
             [curve[moment] for moment in moments],
             label=name,
-            color=_COLOURS[place % len(_COLOURS)],
-            linestyle="-" if place < len(_COLOURS) else "--",
+            color=COLOURS[place % len(COLOURS)],
+            linestyle="-" if place < len(COLOURS) else "--",
             marker="o" if len(moments) <= _DOTS_UP_TO else None,
             markersize=3,
             linewidth=1.5,

@@ -75,3 +75,29 @@ def contact_sheet(
         sheet.paste(Image.fromarray(frame), (left, upper + _LINE))
         sheet.paste(Image.fromarray(colour_flow(flow, largest)), (left, upper + _LINE + height))
     return sheet
+
+
+def picture_rows(rows: Sequence[Sequence[Picture]], columns: Sequence[str], title: str, largest: float) -> Image.Image:
+    """Pictures of one size in rows under the names of their columns, with the meaning of the colours above.
+
+    Args:
+        rows: Each as long as ``columns``, of (H,W,3) uint8 RGB.
+        columns: Names.
+        title: Above all.
+        largest: Length of the full colour, pixels.
+    """
+    height, width = rows[0][0].shape[:2]
+    pen_width = max(ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(name) for name in columns)
+    cell = (max(width, int(pen_width)) + _MARGIN, height + _MARGIN)
+    top = _WHEEL + 2 * _MARGIN + _LINE
+    sheet = Image.new("RGB", (max(len(columns) * cell[0] + _MARGIN, 320), top + len(rows) * cell[1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    sheet.paste(Image.fromarray(wheel(_WHEEL)), (_MARGIN, _MARGIN))
+    pen.text((_WHEEL + 2 * _MARGIN, _MARGIN), title, fill="black")
+    pen.text((_WHEEL + 2 * _MARGIN, _MARGIN + _LINE), f"full colour: {largest:.3g} px", fill="black")
+    for column, name in enumerate(columns):
+        left = _MARGIN + column * cell[0]
+        pen.text((left, top - _LINE), name, fill="black")
+        for line, row in enumerate(rows):
+            sheet.paste(Image.fromarray(row[column]), (left, top + line * cell[1]))
+    return sheet

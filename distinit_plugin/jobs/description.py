@@ -32,8 +32,9 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
     with torch.device("meta"):
         network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
         assert isinstance(network, nn.Module)
-        if cfg.INIT.TRAINABLE == "classifier":
+        if cfg.INIT.TRAINABLE != "all":
             network.requires_grad_(False)
+        if cfg.INIT.TRAINABLE == "classifier":
             network.reset_classifier(cfg.MODEL.NUM_CLASSES)
     description = describe(cfg.MODEL.MODEL_NAME, network)
     if json_file is not None:

@@ -99,7 +99,7 @@ class Session:
         """
         return build.build_live_flow(self.cfg)
 
-    def place(self, network: Network) -> nn.Module:
+    def place(self, network: Network | nn.Module) -> nn.Module:
         """Move a network to the device, in the memory format of the job."""
         assert isinstance(network, nn.Module)
         network.to(self.device)
@@ -133,13 +133,13 @@ class Session:
         """
         self.bad_videos.check(num_videos, self.cfg.CORPUS.MAX_BAD_FRACTION, use)
 
-    def check_convolutions(self, network: Network, specs: Mapping[str, ViewSpec]) -> None:
+    def check_convolutions(self, network: Network | nn.Module, specs: Mapping[str, ViewSpec]) -> None:
         """Set the formulation of each convolution: right in the job's precision, and the fastest of those.
 
         In fp32 PyTorch's own ``conv3d`` stays: it is right, and no other formulation was faster where it was measured.
 
         Args:
-            network: On the device.
+            network: A network, or one with its adapters.
             specs: The views that it is going to see, by its own names.
         """
         module = self.place(network)

@@ -47,6 +47,11 @@ def train_in_session(session: Session, stop: StopSignals | None = None) -> Train
         UserError: Anything that the user can put right.
         Stopped: A signal came.
     """
+    return train_objective(session, stop)[0]
+
+
+def train_objective(session: Session, stop: StopSignals | None = None) -> tuple[TrainResult, Objective]:
+    """As ``train_in_session``; also the objective as it is after the last step, for what needs its new heads."""
     if distributed.is_main():
         check_writable(session.output_dir)
     refuse_other_run(session)
@@ -56,7 +61,7 @@ def train_in_session(session: Session, stop: StopSignals | None = None) -> Train
     finally:
         trainer.close()
     distributed.barrier()  # the main rank has written the last checkpoint, which all ranks may test now
-    return result
+    return result, trainer.state.objective
 
 
 def dry_run(session: Session) -> None:
@@ -81,7 +86,7 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
         session.place(teacher)
     objective = build.build_objective(cfg, student, teachers)
     objective.trainable.to(session.device)
-    session.check_convolutions(student, student.view_specs("train"))
+    session.check_convolutions(objective.trainable, student.view_specs("train"))
     specs = build.view_specs(student, teachers, "train")
     videos = session.corpora.of("train")
     if cfg.ACTION.LOSS_WEIGHT > 0:
@@ -128,12 +133,13 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
 
 
 def build_student(session: Session) -> Network:
-    """The student with its initial weights, on the device; with INIT.TRAINABLE classifier all else is frozen."""
+    """The student with its initial weights, on the device; what INIT.TRAINABLE does not name is frozen."""
     cfg = session.cfg
     student = build.build_network(cfg)
     assert isinstance(student, nn.Module)
-    if cfg.INIT.TRAINABLE == "classifier":
+    if cfg.INIT.TRAINABLE != "all":
         student.requires_grad_(False)
+    if cfg.INIT.TRAINABLE == "classifier":
         student.reset_classifier(cfg.MODEL.NUM_CLASSES)  # the fresh one is the only part that trains
     for report in build.initialize_network(cfg, student):
         logger.info("%s", report)
@@ -155,7 +161,7 @@ def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
         checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
         clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
         clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
-        frozen_trunk=cfg.INIT.TRAINABLE == "classifier",
+        frozen_trunk=cfg.INIT.TRAINABLE != "all",
         corpus_size=len(videos),
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
@@ -255,7 +261,7 @@ def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Net
             advance(number)
 
     def update() -> None:
-        set_train_mode(state.objective.trainable, cfg.INIT.TRAINABLE == "classifier")
+        set_train_mode(state.objective.trainable, cfg.INIT.TRAINABLE != "all")
         with session.progress.work("BN statistics", cfg.BN.NUM_BATCHES_PRECISE) as advance:
             used = update_bn_statistics(
                 state.objective.trainable.student,

@@ -8,6 +8,7 @@ from distinit_plugin.models.external import ExternalNetwork
 from distinit_plugin.models.factory import build_network
 from distinit_plugin.models.i3d import I3D
 from distinit_plugin.models.network import InputSpec, VideoNetwork
+from distinit_plugin.models.predicted_flow import PredictedFlow3D
 from distinit_plugin.models.r2plus1d import R2Plus1D
 from distinit_plugin.models.res2d import Res2D
 from distinit_plugin.models.res3d import Res3D
@@ -22,6 +23,7 @@ __all__ = [
     "ExternalNetwork",
     "Fused3D",
     "InputSpec",
+    "PredictedFlow3D",
     "R2Plus1D",
     "Res2D",
     "Res3D",

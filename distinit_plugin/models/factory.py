@@ -26,6 +26,9 @@ SWITCHES: dict[str, tuple[str, object]] = {
     "temporal_norm": ("NETWORK.TEMPORAL_NORM", False),
     "temporal_from": ("NETWORK.TEMPORAL_FROM", "2C"),
     "gating_from": ("NETWORK.GATING_FROM", "2C"),
+    "last_layer": ("NETWORK.LAST_LAYER", "5C"),
+    "decoder": ("NETWORK.DECODER", "pwc"),
+    "decoder_norm": ("NETWORK.DECODER_NORM", False),
 }
 """Switch → (configuration key, value that asks for nothing)."""
 

@@ -22,6 +22,7 @@ from distinit_plugin.models.inception import (
     END_POINTS,
     MIXED,
     POOLS,
+    SLIM_NAMES,
     STEM_CONVS,
     EndPoints,
     MixedChannels,
@@ -200,13 +201,17 @@ class InceptionNetwork(TrunkNetwork):
         temporal: Collection[str],
         gated: Collection[str],
         fully_convolutional: bool,
+        last: str = END_POINTS[-1],
     ) -> None:
-        """Assemble; ``temporal`` and ``gated``: the end-points (TF-slim's names) with temporal kernels and gates."""
+        """Assemble up to the end-point ``last``.
+
+        ``temporal`` and ``gated`` are the end-points with temporal kernels and gates; all by TF-slim's names.
+        """
         super().__init__(input)
         self.fully_convolutional = fully_convolutional
         layers: dict[str, LayerInfo] = {}
         channels, strides = input.channels, (1, 1)
-        for end_point in END_POINTS:
+        for end_point in END_POINTS[: END_POINTS.index(last) + 1]:
             name = self.own_name(end_point)
             stride: Triple = (1, 1, 1)
             frames = 3 if end_point in temporal else 1
@@ -282,6 +287,20 @@ class InceptionNetwork(TrunkNetwork):
         if x.shape[2] >= AVERAGED_FRAMES:
             x = (x[:, :, 1:] + x[:, :, :-1]) / AVERAGED_FRAMES
         return x.flatten(2).transpose(1, 2)
+
+
+def end_point_named(key: str, name: str) -> str:
+    """TF-slim's name of an end-point that is given by it or by the papers' name.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name in END_POINTS:
+        return name
+    if name in SLIM_NAMES:
+        return SLIM_NAMES[name]
+    hint = near_matches(name, [*SLIM_NAMES, *END_POINTS])
+    raise UserError(f"{key} is {name!r}.{hint} Allowed: {', '.join(SLIM_NAMES)} (or TF-slim's names).")
 
 
 def check_common(padding: str, temporal_padding: str, width: int) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.flow.codes import DEFAULT_BOUND
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import LayerInfo, Modality, ModelOutput, Split, ViewSpec
 
@@ -33,6 +34,7 @@ class InputSpec:
         modality: ``rgb`` (3 channels) or ``flow`` (u and v).
         test_num_frames: Frames of the clip in the test, for networks that run on longer clips than they train on (I3D:
             64, then 250); ``None``: ``num_frames``.
+        flow_bound: Pixels of flow that the ends of a view's values stand for; more is cut off.
 
     Raises:
         UserError: ``mean`` or ``std`` have another number of channels than ``modality``.
@@ -47,6 +49,7 @@ class InputSpec:
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
     modality: Modality = "rgb"
     test_num_frames: int | None = None
+    flow_bound: float = DEFAULT_BOUND
 
     def __post_init__(self) -> None:
         """Check what belongs together."""

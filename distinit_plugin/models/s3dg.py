@@ -11,7 +11,14 @@ from typing import cast
 
 from distinit_plugin.models.conv3d import TemporalPadding
 from distinit_plugin.models.inception import Padding, padding_gaps
-from distinit_plugin.models.inception3d import NOWHERE, InceptionNetwork, Layout, check_common, starts_from
+from distinit_plugin.models.inception3d import (
+    NOWHERE,
+    InceptionNetwork,
+    Layout,
+    check_common,
+    end_point_named,
+    starts_from,
+)
 from distinit_plugin.models.network import InputSpec, check_choice
 from distinit_plugin.registry import MODELS
 
@@ -37,6 +44,7 @@ class S3DG(InceptionNetwork):
         temporal_norm: bool = False,
         temporal_from: str = "2C",
         gating_from: str = "2C",
+        last_layer: str = "5C",
         dropout: float = 0.0,
     ) -> None:
         """Build.
@@ -55,6 +63,8 @@ class S3DG(InceptionNetwork):
             temporal_from: First end-point with temporal kernels (``2C``, ``Mixed_4b`` …); below it, kernels are
                 1×3×3. ``none``: nowhere behind the stem.
             gating_from: First end-point with gates; ``none``: S3D.
+            last_layer: End-point after which the network ends (``3A``, ``Mixed_4f`` …), for networks of which only the
+                first layers are used; features and logits are then those of this layer.
             dropout: Dropped fraction before the classifier.
 
         Raises:
@@ -80,6 +90,7 @@ class S3DG(InceptionNetwork):
             temporal=starts_from("NETWORK.TEMPORAL_FROM", temporal_from),
             gated=starts_from("NETWORK.GATING_FROM", gating_from),
             fully_convolutional=fully_convolutional,
+            last=end_point_named("NETWORK.LAST_LAYER", last_layer),
         )
         self._padding, self._gated = padding, gating_from != NOWHERE
 

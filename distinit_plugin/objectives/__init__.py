@@ -1,13 +1,13 @@
 """What a student is trained on: weighted terms ``student layer → adapter → loss ← teacher layer``.
 
 Nothing here knows a method: DistInit is ``features → linear → soft_cross_entropy ← logits``, D3D is ``logits → own →
-mse ← logits`` plus ``logits → own → cross_entropy ← label``. Shapes: B batch, C channels, T frames, H height, W width,
-K classes, D feature dimension.
+mse ← logits`` plus ``logits → own → cross_entropy ← label``, flow as supervision is ``3A → pwc → flow_decoding ←
+flow``. Shapes: B batch, C channels, T frames, H height, W width, K classes, D feature dimension.
 """
 
 from __future__ import annotations
 
-from distinit_plugin.objectives.adapters import build_adapter, layer_size, match_grid
+from distinit_plugin.objectives.adapters import build_adapter, layer_size, match_grid, on_students_grid
 from distinit_plugin.objectives.objective import (
     Objective,
     Prepared,
@@ -28,5 +28,6 @@ __all__ = [
     "even_counts",
     "layer_size",
     "match_grid",
+    "on_students_grid",
     "topk_accuracy",
 ]

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.flow.motion import flow_on_grid
 from distinit_plugin.losses import full_precision
+from distinit_plugin.models.flow_decoders import FLOW_DECODERS, FlowDecoder
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import ModelOutput, Network
 
 POOLED = ("logits", "features")
 """Layers that are vectors per clip; every other layer is a map (B,C,T,H,W)."""
 
+HEADS = ("linear", "own", *FLOW_DECODERS)
 
-def build_adapter(kind: str, student: Network, student_layer: str, teacher: Network, teacher_layer: str) -> nn.Module:
+Match = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(prediction, target) → both, so that each position of one is compared with one of the other."""
+
+
+def build_adapter(
+    kind: str,
+    student: Network,
+    student_layer: str,
+    teacher: Network,
+    teacher_layer: str,
+    *,
+    decoder_norm: bool = False,
+) -> nn.Module:
     """The layer between a student's layer and what it is compared with.
 
     ``linear``: a new linear layer, or a 1×1×1 convolution between maps (its output is brought to the teacher's grid
-    by ``match_grid``, which commutes with it). ``own``: the identity.
+    by ``match_grid``, which commutes with it). ``own``: the identity. ``simple``, ``spatial``, ``pwc``: a decoder of
+    flow, with batch normalisation where ``decoder_norm``.
 
     Raises:
         UserError: There is no such kind or layer, a map meets a vector, or ``own`` and the sizes differ.
     """
-    kinds = ["linear", "own"]
-    if kind not in kinds:
-        raise UserError(f"there is no HEAD named '{kind}'.{near_matches(kind, kinds)} Allowed: {', '.join(kinds)}.")
+    if kind not in HEADS:
+        near = near_matches(kind, list(HEADS))
+        raise UserError(f"there is no HEAD named '{kind}'.{near} Allowed: {', '.join(HEADS)}.")
     source, target = layer_sizes(student, student_layer, teacher, teacher_layer)
+    if kind in FLOW_DECODERS:
+        return FlowDecoder(kind, source, norm=decoder_norm)
     if kind == "own":
         check_equal_sizes(student_layer, source, teacher_layer, target)
         return nn.Identity()
@@ -77,6 +96,22 @@ def match_grid(prediction: Tensor, target: Tensor) -> Tensor:
     if pooled.shape[3:] == target.shape[3:]:
         return pooled
     return functional.interpolate(pooled, size=(frames, height, width), mode="trilinear", align_corners=False)
+
+
+def on_teachers_grid(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The prediction comes to the target's grid (``match_grid``); a target without steps holds at every one."""
+    prediction = match_grid(prediction, target)
+    return prediction, at_every_step(target, prediction)
+
+
+def on_students_grid(alignment: str) -> Match:
+    """The target, a flow, comes to the prediction's grid (``flow_on_grid``, with that alignment in time)."""
+    return partial(_flow_to_prediction, alignment=alignment)
+
+
+def _flow_to_prediction(prediction: Tensor, target: Tensor, *, alignment: str) -> tuple[Tensor, Tensor]:
+    frames, height, width = prediction.shape[2:]
+    return prediction, flow_on_grid(target, (frames, height, width), alignment)
 
 
 def layer_sizes(student: Network, student_layer: str, teacher: Network, teacher_layer: str) -> tuple[int, int]:

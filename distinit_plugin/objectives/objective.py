@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import entropy, full_precision
-from distinit_plugin.objectives.adapters import at_every_step, layer_output, match_grid, no_classifier, tapped_layers
+from distinit_plugin.objectives.adapters import layer_output, no_classifier, tapped_layers
 from distinit_plugin.objectives.terms import STUDENT, Term, check_choice, check_terms
 from distinit_plugin.types import ModelOutput, Network, StepOutput
 
@@ -245,15 +245,16 @@ class Objective:
         report, seen_report = dict(prepared.report), {}
         with torch.autocast(loss.device.type, enabled=False):
             for term in self.terms:
-                target = prepared.targets[term.name]
-                prediction = match_grid(predictions[term.name], target)
-                weighted = prepared.weights[term.name] * term.loss(prediction, at_every_step(target, prediction))
+                prediction, target = term.match(predictions[term.name], prepared.targets[term.name])
+                weighted = prepared.weights[term.name] * term.loss(prediction, target)
                 count = prepared.counts[term.name].clamp(min=1) if counts is None else counts[term.name]
                 part = weighted.sum() / count
                 loss = loss + term.weight * part
                 terms[f"loss/{term.name}"] = part.detach()
                 if term.teacher is not None and term.teacher_layer == "logits":
-                    seen_report[f"agreement/{term.name}"] = topk_accuracy(prediction, target.argmax(1), 1)
+                    seen_report[f"agreement/{term.name}"] = topk_accuracy(
+                        prediction, prepared.targets[term.name].argmax(1), 1
+                    )
             if prepared.labels is not None and output.logits is not None:
                 seen_report["top1"] = topk_accuracy(output.logits, prepared.labels, 1)
                 seen_report["top5"] = topk_accuracy(output.logits, prepared.labels, 5)

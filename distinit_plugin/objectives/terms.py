@@ -11,7 +11,7 @@ from torch import nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import Loss
-from distinit_plugin.objectives.adapters import check_equal_sizes, layer_size, layer_sizes
+from distinit_plugin.objectives.adapters import Match, check_equal_sizes, layer_size, layer_sizes, on_teachers_grid
 from distinit_plugin.registry import near_matches
 from distinit_plugin.types import Network
 
@@ -33,6 +33,7 @@ class Term:
         max_entropy: Nats. An example does not count when the entropy of the teacher's prediction, which is that of
             the logits averaged over frames, is at or above it. ``None``: every example counts.
         temperature: τ of the prediction whose entropy is taken.
+        match: Brings prediction and target to one grid.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Term:
     teacher_layer: str = "logits"
     max_entropy: float | None = None
     temperature: float = 1.0
+    match: Match = on_teachers_grid
 
     def __post_init__(self) -> None:
         """Check what can be checked without the networks.
