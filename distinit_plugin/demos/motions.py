@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,10 @@ import numpy as np
 from distinit_plugin.demos.digits import NUM_DIGITS, NUM_SCRAPS, digit_pools
 from distinit_plugin.demos.drawing import draw_video
 from distinit_plugin.demos.files import Progress, check_numbers, encode_h264, fill_folder, make_files
-from distinit_plugin.files import write_text
+from distinit_plugin.files import write_file, write_text
+from distinit_plugin.flow.pictures import Picture, colour_flow, picture_rows
+from distinit_plugin.flow.store import FlowStore
+from distinit_plugin.video.decode import open_video
 
 PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counterclockwise"), ("zoom_in", "zoom_out"))
 """A motion, and what it looks like backwards."""
@@ -33,6 +37,9 @@ EACH_FRAME_ALIKE = {"qp": "20", "preset": "veryfast"}
 """Options of libx264, with groups of one frame: what a frame decodes to depends on that frame alone."""
 
 Pool = Literal["train", "test"]
+
+_FULL_COLOUR = 2.0
+"""Pixels of motion that get the full colour in pictures."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,43 @@ def make_motions(
 
     fill_folder(root, wanted, counts, fill)
     return data
+
+
+def draw_classes(data: MotionData, store: Path, output: Path, *, num_frames: int = 4) -> None:
+    """A sheet of the first test video of every class, with its flow from a store.
+
+    Args:
+        data: The videos.
+        store: Folder of their flow.
+        output: The PNG.
+        num_frames: Of each video.
+    """
+    first: dict[int, str] = {}
+    for row in data.test.read_text(encoding="utf-8").splitlines():
+        path, _, label = row.rpartition(" ")
+        first.setdefault(int(label), str(data.folder / path))
+    columns: list[list[Picture]] = []
+    kept = FlowStore.open(store)
+    for _, path in sorted(first.items()):
+        with open_video(path) as video, kept.reader(path) as reader:
+            places = np.linspace(0, reader.num_flows - 1, num_frames).round().astype(int).tolist()
+            flows = reader.quantiser.decode(reader.read(places))
+            columns.append(
+                [
+                    picture
+                    for frame, flow in zip(video.read(places), flows, strict=True)
+                    for picture in (frame, colour_flow(flow, _FULL_COLOUR))
+                ]
+            )
+    sheet = picture_rows(
+        list(zip(*columns, strict=True)),
+        [CLASS_NAMES[label] for label in sorted(first)],
+        "frames of one test video of each class, and their flow",
+        _FULL_COLOUR,
+    )
+    file = BytesIO()
+    sheet.save(file, format="PNG")
+    write_file(output, lambda target: target.write(file.getvalue()))
 
 
 def _jobs(counts: dict[Pool, int]) -> Iterator[_Job]:

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
@@ -29,6 +29,9 @@ from distinit_plugin.jobs.running import run
 
 Say = Callable[[str], None]
 """Told what is done, one sentence at a time."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 RESULTS_JSON = "results.json"
 RESULTS_MARKDOWN = "results.md"
@@ -81,10 +84,19 @@ class Runs:
 
     def all(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Do runs in processes of one thread each; outcomes in their order."""
+        yield from self.spread(run_task, tasks)
+
+    def spread(
+        self, do: Callable[[Item, Path, Mapping[str, object]], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        """Call ``do(item, folder, options)`` in processes of one thread each (a single one: here); results in order."""
         options = {"RUNNER.NUM_THREADS": 1, "DATA_LOADER.NUM_WORKERS": 0}
-        processes = min(self.processes, len(tasks))
+        processes = min(self.processes, len(items))
+        if processes == 1:
+            yield from (do(item, self.folder, options) for item in items)
+            return
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(run_task, tasks, repeat(self.folder), repeat(options))
+            yield from pool.map(do, items, repeat(self.folder), repeat(options))
 
     def newest(self, name: str) -> Path:
         """The checkpoint of a run that is finished.
@@ -122,12 +134,17 @@ def run_task(task: Task, folder: Path, options: Mapping[str, object]) -> Outcome
         "OUTPUT_DIR": folder / task.name,
         "CORPUS.INDEX_CACHE": folder / "frame_index",
     }
-    cfg, _ = load_cfg(task.config, [str(word) for pair in pairs.items() for word in pair])
+    cfg, _ = load_cfg(task.config, pairs_of(pairs))
     result = run(cfg, console=Console(file=io.StringIO()))
     top1 = None if result.evaluation is None else result.evaluation.top_k(1)
     if result.training is None:
         return Outcome(top1, 0, 0.0)
     return Outcome(top1, result.training.steps, result.training.wait_share)
+
+
+def pairs_of(options: Mapping[str, object]) -> list[str]:
+    """Overrides as words of a command line."""
+    return [str(word) for pair in options.items() for word in pair]
 
 
 def by_seed(seeds: Sequence[int], values: Sequence[float]) -> dict[str, float]:
