@@ -72,7 +72,7 @@ def make_motions(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    num_train: int = 160,
+    num_train: int = 112,
     num_test: int = 320,
     size: int = 64,
     num_frames: int = 12,
