@@ -17,12 +17,12 @@ from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.demos.motion_rows import Errors, Probe, decode_motion, error_rows
-from distinit_plugin.demos.motions import CLASS_NAMES, MotionData, draw_classes, make_motions
+from distinit_plugin.demos.motions import CLASS_NAMES, NUM_TEST, NUM_TRAIN, MotionData, draw_classes, make_motions
 from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_seed, pairs_of, percents, storyteller
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
 from distinit_plugin.engine.evaluate import SCORES_FILE
-from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.engine.results import Row, Value, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
@@ -55,11 +55,9 @@ D3D = Variant("D3D", "d3d", teachers={"FLOW": FLOW_STREAM})
 STREAMS = (FLOW_STREAM, RGB_STREAM)
 STUDENTS = (
     D3D,
-    Variant("D3D, matched at the features", "d3d_features", teachers={"FLOW": FLOW_STREAM}),
     Variant("D3D, without action loss", "d3d_no_action", teachers={"FLOW": FLOW_STREAM}),
     Variant("D3D, from the RGB stream", "d3d_spatial", teachers={"SPATIAL": RGB_STREAM}),
 )
-VARIANTS = (*STREAMS, *STUDENTS)
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ class DemoD3D:
         say: Say,
         seeds: Sequence[int] = (0, 1, 2),
         processes: int = 0,
-        num_train: int | None = None,
-        num_test: int | None = None,
+        num_train: int = NUM_TRAIN,
+        num_test: int = NUM_TEST,
         students: Sequence[Variant] = STUDENTS,
         options: Mapping[str, object] | None = None,
     ) -> None:
@@ -111,8 +109,8 @@ class DemoD3D:
             say: Told what is done, one sentence at a time.
             seeds: Of the trainings.
             processes: Runs at once; 0: one per core.
-            num_train: Labelled training videos; ``None``: as in ``make_motions``.
-            num_test: Test videos; the same.
+            num_train: Labelled training videos.
+            num_test: Test videos.
             students: What is trained beside the streams; the first one is D3D.
             options: Keys of all runs, over those of the YAML files.
 
@@ -126,7 +124,7 @@ class DemoD3D:
         self._seeds = tuple(seeds)
         self._runs = Runs(self.folder, processes=processes)
         self._students = tuple(students)
-        self._counts = {"num_train": num_train, "num_test": num_test}
+        self._num_train, self._num_test = num_train, num_test
         self._options = dict(options or {})
         self.errors: Errors = {}
 
@@ -138,8 +136,7 @@ class DemoD3D:
         """
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264), each forwards and backwards")
-        counts = {name: count for name, count in self._counts.items() if count is not None}
-        data = make_motions(self.folder / "data", **counts)
+        data = make_motions(self.folder / "data", num_train=self._num_train, num_test=self._num_test)
         self._extract(data)
         draw_classes(data, self.folder / FLOW_FOLDER, self.folder / "classes.png")
         scores: Scores = {}
@@ -180,7 +177,7 @@ class DemoD3D:
 
     def _train(self, variants: Sequence[Variant], data: MotionData, scores: Scores) -> None:
         """Train and test every variant with every seed."""
-        tasks = [self._task(variant, seed, data) for variant in variants for seed in self._seeds]
+        tasks = [self.task(variant, seed, data) for variant in variants for seed in self._seeds]
         for number, outcome in enumerate(self._runs.all(tasks)):
             name = variants[number // len(self._seeds)].name
             assert outcome.top1 is not None
@@ -189,7 +186,8 @@ class DemoD3D:
             if len(found) == len(self._seeds):
                 self._say(f"  {name}: {percents(found)}")
 
-    def _task(self, variant: Variant, seed: int, data: MotionData) -> Task:
+    def task(self, variant: Variant, seed: int, data: MotionData) -> Task:
+        """One run; its teachers must be finished."""
         weights = {
             f"DISTILL.TEACHERS.{node}.WEIGHTS": self._runs.newest(
                 folder_of(teacher, self._partner(variant, teacher, seed))
@@ -242,13 +240,21 @@ class DemoD3D:
                 self._say(f"  {mixture.name}: {percents(found)}")
 
     def _rows(self, scores: Scores) -> list[Row]:
-        sees = {entry.name: entry.sees for entry in (*VARIANTS, *MIXTURES)}
-        order = [RGB_STREAM, FLOW_STREAM, D3D, *MIXTURES, *STUDENTS[1:]]
+        first, *others = self._students
+        order: list[Variant | Mixture] = [RGB_STREAM, FLOW_STREAM, first, *MIXTURES, *others]
+        base = scores[RGB_STREAM.name]
         rows = []
-        for name in (entry.name for entry in order if entry.name in scores):
-            values: dict[str, str | list[float] | float] = {"sees": sees[name], "top-1": scores[name]}
-            values["− S3D-G"] = "" if name == RGB_STREAM.name else paired(scores[name], scores[RGB_STREAM.name])
-            rows.append(Row(name, {**values, **by_seed(self._seeds, scores[name])}))
+        for entry in order:
+            if entry.name in scores:
+                found = scores[entry.name]
+                gain = "" if entry is RGB_STREAM else paired(found, base)
+                values: dict[str, Value] = {
+                    "sees": entry.sees,
+                    "top-1": found,
+                    "− S3D-G": gain,
+                    **by_seed(self._seeds, found),
+                }
+                rows.append(Row(entry.name, values))
         return rows
 
     def _draw(self) -> None:

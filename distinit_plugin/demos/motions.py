@@ -31,9 +31,12 @@ PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counterclockwise"), (
 CLASS_NAMES = tuple(name for pair in PAIRS for name in pair)
 """Names of the classes; the label is the position in this tuple."""
 
+NUM_TRAIN, NUM_TEST = 112, 320
+"""Videos: few to learn from, enough to tell differences of a few points."""
+
 LAYOUT_VERSION = 1  # raise it when the pictures change, so that folders made before are made again
 
-EACH_FRAME_ALIKE = {"qp": "20", "preset": "veryfast"}
+EACH_FRAME_ALIKE = {"qp": "20", "preset": "veryfast", "tune": "fastdecode"}
 """Options of libx264, with groups of one frame: what a frame decodes to depends on that frame alone."""
 
 Pool = Literal["train", "test"]
@@ -72,8 +75,8 @@ def make_motions(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    num_train: int = 112,
-    num_test: int = 320,
+    num_train: int = NUM_TRAIN,
+    num_test: int = NUM_TEST,
     size: int = 64,
     num_frames: int = 12,
     on_progress: Progress | None = None,
