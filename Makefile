@@ -1,4 +1,5 @@
 # make quickstart   sets everything up and runs the demonstration: no download of data or weights
+# make demo-d3d     the same for D3D: labels that only motion tells
 # make test         sets everything up and runs the tests
 # make check        format, lint and types
 #
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 # Two workers for the tests, one thread each: more threads than cores only slow them down.
 TEST_WORKERS ?= 2
 
-.PHONY: setup quickstart test check format clean
+.PHONY: setup quickstart demo-d3d test check format clean
 
 setup: $(STAMP)
 
@@ -23,6 +24,9 @@ $(STAMP): setup.py pyproject.toml
 
 quickstart: $(STAMP)
 	$(BIN)/distinit quickstart
+
+demo-d3d: $(STAMP)
+	$(BIN)/distinit demo-d3d
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder

@@ -21,8 +21,8 @@ from common import environment, spread, table, verdict
 from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
+from distinit_plugin.demos.digits import make_digits
 from distinit_plugin.jobs.running import run
-from distinit_plugin.quickstart.digits import make_digits
 
 MAX_SHARE = 0.05
 NUM_VIDEOS = 400

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 import yaml
 
+from distinit_plugin.demos.digits import encode_h264
 from distinit_plugin.engine.checkpoint import FOLDER, RESUME_NAME, epoch_files, load_checkpoint
 from distinit_plugin.models.hardware import hardware_has_bf16
-from distinit_plugin.quickstart.digits import encode_h264
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600.0  # seconds: everything that is waited for comes sooner or the script gives up

@@ -49,6 +49,7 @@ VERBS = {
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
+    "demo-d3d": Verb("demo_d3d", "the demonstration of D3D: labels that only motion tells, on a laptop"),
 }
 
 # Exit codes: 0 done, 1 the user must change something, 2 wrong command line, 3 a defect of this program,

@@ -161,6 +161,12 @@ COMMAND_LINES = [
         ("--seeds", "≥ 0"),
         2,
     ),
+    Case("demo-d3d over a file", lambda p: ["demo-d3d", "--output", str(p.file("f", ""))], ("f", "file")),
+    Case(
+        "demo-d3d seeds twice",
+        lambda p: ["demo-d3d", "--output", str(p.folder / "d"), "--seeds", "1", "1"],
+        ("--seeds", "twice"),
+    ),
     Case(
         "quickstart processes",
         lambda p: ["quickstart", "--output", str(p.folder / "q"), "--processes", "-3"],

@@ -29,14 +29,14 @@ LAYERS = (
     {"building"},
     {"build"},
     {"jobs"},
-    {"quickstart"},
+    {"demos"},
     {"commands"},
     {"cli"},
 )
 """Each place imports only those before it, and itself."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "quickstart"}
+KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "demos"}
 CONFIG_IMPORTS = {"config", "errors", "registry"}
 """All that config may import: it is read before torch, so that a wrong key is answered at once."""
 

@@ -75,7 +75,7 @@ def test_wheel_holds_every_config_and_nothing_else_of_the_checkout(wheel):
 def test_command_answers_from_another_folder(environment, tmp_path):
     done = _run(environment / "distinit", "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for verb in ("run", "run-splits", "predict", "probe", "check-corpus", "plot-curves", "quickstart"):
+    for verb in ("run", "run-splits", "predict", "probe", "check-corpus", "plot-curves", "quickstart", "demo-d3d"):
         assert verb in done.stdout
     program = (
         "import distinit_plugin, distinit_plugin.config.load as c; print(distinit_plugin.__file__, c.shipped_folder())"

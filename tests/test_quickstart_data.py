@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distinit_plugin.demos import digits
+from distinit_plugin.demos.digits import CLASS_NAMES, LABELED_MOTIONS, digit_pools, encode_h264, make_digits
+from distinit_plugin.demos.drawing import MOTIONS, draw_still, draw_video
 from distinit_plugin.errors import UserError
-from distinit_plugin.quickstart import digits
-from distinit_plugin.quickstart.digits import CLASS_NAMES, LABELED_MOTIONS, digit_pools, encode_h264, make_digits
-from distinit_plugin.quickstart.drawing import MOTIONS, draw_still, draw_video
 
 SMALL = {
     "seed": 3,

@@ -14,12 +14,12 @@ from small_jobs import differing, merged, small_cfg, weights_of
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import NETWORK_DEPTHS, TWO_STREAM_NETWORKS
+from distinit_plugin.demos.digits import CLASS_NAMES, DigitData, make_digits
 from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.jobs.running import run
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import InputSpec, build_network
 from distinit_plugin.objectives import Objective, Term
-from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
 from distinit_plugin.registry import MODELS
 
 pytest.importorskip("sklearn")  # its digits

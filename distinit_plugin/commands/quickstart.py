@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it and print the table."""
-    from distinit_plugin.quickstart.experiment import run_quickstart
+    from distinit_plugin.demos.distinit import run_quickstart
 
     run_quickstart(arguments.output, seeds=arguments.seeds, processes=arguments.processes)
     return 0

@@ -6,29 +6,17 @@ initialisations and learning rates, and runs as many at once as there are cores.
 
 from __future__ import annotations
 
-import io
-import json
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from distinit_plugin.config.load import load_cfg
-from distinit_plugin.config.paths import unwritable
-from distinit_plugin.engine import checkpoint
+from distinit_plugin.demos.digits import CLASS_NAMES, DigitData, make_digits
+from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_seed, percents, storyteller
 from distinit_plugin.engine.curves import plot_curves
-from distinit_plugin.engine.results import Row, markdown_table, terminal_table
-from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_text
-from distinit_plugin.jobs.running import run
-from distinit_plugin.quickstart.digits import CLASS_NAMES, DigitData, make_digits
+from distinit_plugin.engine.results import Row, terminal_table
 
 CONFIGS = "configs/quickstart"
 NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
@@ -36,32 +24,6 @@ NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
 
 SCRATCH_LRS = (0.003, 0.006)
 """Learning rates from scratch, of which the better one is shown; the others train with the first, as in the YAML."""
-
-RESULTS_JSON = "results.json"
-RESULTS_MARKDOWN = "results.md"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run: a YAML file of ``configs/quickstart``, the name of its folder, and overrides."""
-
-    config: str
-    name: str
-    options: Mapping[str, object]
-
-
-class Outcome(NamedTuple):
-    """What came out of a run that another process may have done.
-
-    Attributes:
-        top1: Of the test, a fraction; ``None`` without one.
-        steps: Trained.
-        wait_share: Fraction of the training time spent waiting for data.
-    """
-
-    top1: float | None
-    steps: int
-    wait_share: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +50,7 @@ class Quickstart:
         self,
         folder: str | Path,
         *,
-        say: Callable[[str], None],
+        say: Say,
         seeds: Sequence[int] = (0, 1, 2),
         processes: int = 0,
     ) -> None:
@@ -99,21 +61,22 @@ class Quickstart:
             say: Told what is done, one sentence at a time.
             seeds: Of the fine-tunings.
             processes: Runs at once; 0: one per core.
+
+        Raises:
+            UserError: The folder cannot be written.
         """
         self.folder = Path(folder)
         self._say = say
         self._seeds = tuple(seeds)
-        self._processes = processes
+        self._runs = Runs(self.folder, processes=processes)
         self._data: DigitData | None = None
 
     def run(self) -> list[Row]:
         """Do everything and return the rows of the table; files are written below the folder.
 
         Raises:
-            UserError: The folder cannot be written, or holds another program's files.
+            UserError: The folder holds another program's files.
         """
-        for problem in unwritable("--output", str(self.folder), "--output FOLDER"):
-            raise UserError(problem)
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264) and still digits")
         self._data = make_digits(self.folder / "data")
@@ -130,10 +93,10 @@ class Quickstart:
         data = self._known_data()
         self._say("training the image teacher on still digits")
         paths = {"CORPUS.TRAIN.STILLS.PATH": data.stills_train, "CORPUS.TEST.STILLS.PATH": data.stills_test}
-        outcome = run_task(Task("teacher", "teacher", paths), self.folder, {})
+        outcome = self._runs.alone(_task("teacher", "teacher", paths))
         assert outcome.top1 is not None
         self._say(f"  the teacher is right on {100 * outcome.top1:.1f} % of the test stills")
-        return self._newest("teacher")
+        return self._runs.newest("teacher")
 
     def _pretrain(self, teacher: Path) -> None:
         self._say(f"DistInit: {' and '.join(NETWORKS.values())} learn from the teacher on unlabeled videos")
@@ -142,7 +105,7 @@ class Quickstart:
             "DISTILL.TEACHERS.DIGITS.WEIGHTS": teacher,
         }
         names = [f"pretrain_{network}" for network in NETWORKS]
-        for name, outcome in zip(names, self._run_all([Task(name, name, options) for name in names]), strict=True):
+        for name, outcome in zip(names, self._runs.all([_task(name, name, options) for name in names]), strict=True):
             self._say(f"  {name}: {outcome.steps} steps, {100 * outcome.wait_share:.0f} % of the time for decoding")
 
     def _variants(self) -> list[Variant]:
@@ -153,9 +116,9 @@ class Quickstart:
             for lr in SCRATCH_LRS:
                 variants.append(Variant(f"{scratch}, lr {lr:g}", network, {"SOLVER.BASE_LR": lr}, scratch))
             if network == "res3d":
-                inflated = {"INIT.INFLATE_FROM": "Res2D", "INIT.INFLATE_WEIGHTS": self._newest("teacher")}
+                inflated = {"INIT.INFLATE_FROM": "Res2D", "INIT.INFLATE_WEIGHTS": self._runs.newest("teacher")}
                 variants.append(Variant(f"{title}, inflated", network, inflated, f"{title}, inflated"))
-            start = {"TRAIN.CHECKPOINT_FILE_PATH": self._newest(f"pretrain_{network}")}
+            start = {"TRAIN.CHECKPOINT_FILE_PATH": self._runs.newest(f"pretrain_{network}")}
             variants.append(Variant(f"{title}, DistInit", network, start, f"{title}, DistInit"))
         return variants
 
@@ -170,7 +133,7 @@ class Quickstart:
             "CORPUS.TEST.DIGITS.CLASSES": data.class_names,
         }
         tasks = [
-            Task(
+            _task(
                 f"finetune_{variant.network}",
                 _folder_of(variant, seed),
                 {**corpora, "RNG_SEED": seed, **variant.options},
@@ -179,27 +142,13 @@ class Quickstart:
             for seed in self._seeds
         ]
         scores: dict[str, list[float]] = {variant.name: [] for variant in variants}
-        for number, outcome in enumerate(self._run_all(tasks)):
+        for number, outcome in enumerate(self._runs.all(tasks)):
             name = variants[number // len(self._seeds)].name
             assert outcome.top1 is not None
             scores[name].append(outcome.top1)
             if len(scores[name]) == len(self._seeds):
-                self._say(f"  {name}: {', '.join(f'{100 * value:.1f}' for value in scores[name])} %")
+                self._say(f"  {name}: {percents(scores[name])}")
         return scores
-
-    def _run_all(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Run tasks in processes of one thread each, as many at once as there are cores; outcomes in their order."""
-        options = {"RUNNER.NUM_THREADS": 1, "DATA_LOADER.NUM_WORKERS": 0}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = self._processes or min(cores, len(tasks))
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(run_task, tasks, repeat(self.folder), repeat(options))
-
-    def _newest(self, name: str) -> Path:
-        path = checkpoint.newest_checkpoint(self.folder / name / checkpoint.FOLDER)
-        if path is None:
-            raise UserError(f"{self.folder / name} holds no checkpoint: remove that folder and start again.")
-        return path
 
     def _known_data(self) -> DigitData:
         assert self._data is not None
@@ -212,17 +161,11 @@ class Quickstart:
         for variant in variants:
             if variant.row not in best or sum(scores[variant.name]) > sum(scores[best[variant.row]]):
                 best[variant.row] = variant.name
-        return [Row(name, {"top-1": scores[name], **self._by_seed(scores[name])}) for name in best.values()]
-
-    def _by_seed(self, values: list[float]) -> dict[str, float]:
-        return {f"seed {seed}": value for seed, value in zip(self._seeds, values, strict=True)}
+        return [Row(name, {"top-1": scores[name], **by_seed(self._seeds, scores[name])}) for name in best.values()]
 
     def _write(self, rows: list[Row], scores: Mapping[str, list[float]], seconds: float) -> None:
-        results: dict[str, Any] = {"top1": dict(scores), "seeds": list(self._seeds), "seconds": round(seconds, 1)}
-        text = json.dumps(results, indent=2) + "\n"
-        write_text(self.folder / RESULTS_JSON, text)
-        table = markdown_table(rows, first="test top-1, %")
-        write_text(self.folder / RESULTS_MARKDOWN, table)
+        results = {"top1": dict(scores), "seeds": list(self._seeds), "seconds": round(seconds, 1)}
+        self._runs.write(rows, results, first="test top-1, %")
 
     def _draw(self, variants: Sequence[Variant]) -> None:
         """Curves of the pre-trainings, and of the first seed of every fine-tuning."""
@@ -243,20 +186,8 @@ def _folder_of(variant: Variant, seed: int) -> str:
     return "_".join([*words, f"seed{seed}"])
 
 
-def run_task(task: Task, folder: Path, options: Mapping[str, object]) -> Outcome:
-    """Do one run in this process; its log lines go to its ``stdout.log`` alone, where they do not bury the story."""
-    pairs: dict[str, object] = {
-        **task.options,
-        **options,
-        "OUTPUT_DIR": folder / task.name,
-        "CORPUS.INDEX_CACHE": folder / "frame_index",
-    }
-    cfg, _ = load_cfg(f"{CONFIGS}/{task.config}.yaml", [str(word) for pair in pairs.items() for word in pair])
-    result = run(cfg, console=Console(file=io.StringIO()))
-    top1 = None if result.evaluation is None else result.evaluation.top_k(1)
-    if result.training is None:
-        return Outcome(top1, 0, 0.0)
-    return Outcome(top1, result.training.steps, result.training.wait_share)
+def _task(config: str, name: str, options: Mapping[str, object]) -> Task:
+    return Task(f"{CONFIGS}/{config}.yaml", name, options)
 
 
 def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), processes: int = 0) -> list[Row]:
@@ -268,11 +199,7 @@ def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), proc
         processes: Runs at once; 0: one per core.
     """
     console = Console()
-    begin = time.monotonic()
-
-    def say(sentence: str) -> None:
-        console.print(f"[{time.monotonic() - begin:5.0f} s] {sentence}", markup=False, highlight=False)
-
+    say = storyteller(console)
     rows = Quickstart(folder, say=say, seeds=seeds, processes=processes).run()
     console.print(terminal_table(rows, title="Top-1 on test videos, % (mean ± deviation)", first="initialisation"))
     say(f"guessing gives {100 / len(CLASS_NAMES):.0f} %; logs, checkpoints, curves, {RESULTS_MARKDOWN}: {folder}")

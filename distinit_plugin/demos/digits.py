@@ -8,27 +8,21 @@ digit, but never the motion.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file, write_text
-from distinit_plugin.quickstart.drawing import MOTIONS, draw_still, draw_video
+from distinit_plugin.demos.drawing import MOTIONS, draw_still, draw_video
+from distinit_plugin.demos.files import Progress, check_numbers, encode_h264, fill_folder, make_files
+from distinit_plugin.files import write_text
 
 Pool = Literal["stills_train", "stills_test", "unlabeled", "train", "test"]
-Progress = Callable[[int, int], None]
 
 LABELED_MOTIONS = ("left", "right")
 """The motions of the labelled task."""
@@ -37,12 +31,7 @@ NUM_DIGITS = 10
 CLASS_NAMES = tuple(f"{digit} {motion}" for digit in range(NUM_DIGITS) for motion in LABELED_MOTIONS)
 """Names of the labelled classes; the label is the position in this tuple."""
 
-FPS = 25
-MANIFEST = "manifest.json"
-UNFINISHED = "manifest.json.unfinished"
-"""Lies in the folder from the first file to the manifest, and tells a stopped run from somebody else's folder."""
 LAYOUT_VERSION = 1  # raise it when the pictures change, so that folders made before are made again
-CONSTANT_RATE_FACTOR = "20"  # of libx264: clearly compressed, digits still readable
 
 _POOL_SHARES: dict[Pool, float] = {
     "stills_train": 0.42,
@@ -94,8 +83,7 @@ def make_digits(
 ) -> DigitData:
     """Write the demonstration data, or return at once when the same data are there already.
 
-    Every file is a pure function of the arguments. The manifest is written last, by renaming: without it the folder
-    is made again, so that a run that was stopped in the middle does no harm.
+    Every file is a pure function of the arguments.
 
     Args:
         folder: Where to write; made if missing. It must be empty or hold data that this function made, which are
@@ -122,7 +110,7 @@ def make_digits(
         "size": size,
         "num_frames": num_frames,
     }
-    _check(wanted)
+    check_numbers(wanted, {"seed": 0, "size": 32, "num_frames": 2})
     root = Path(folder)
     data = DigitData(
         folder=root,
@@ -134,10 +122,6 @@ def make_digits(
         class_names=root / "classes.txt",
         digit_names=root / "digits.txt",
     )
-    manifest = root / MANIFEST
-    if _read_manifest(manifest) == wanted:
-        return data
-    _claim(root)
     counts: dict[Pool, int] = {
         "stills_train": num_stills,
         "stills_test": min(_MAX_TEST_STILLS, max(NUM_DIGITS, num_stills // 10)),
@@ -145,11 +129,13 @@ def make_digits(
         "train": num_labeled_train,
         "test": num_labeled_test,
     }
-    _write_files(root, counts, seed, size, num_frames, on_progress)
-    write_text(data.class_names, "\n".join(CLASS_NAMES) + "\n")
-    write_text(data.digit_names, "\n".join(str(digit) for digit in range(NUM_DIGITS)) + "\n")
-    write_text(manifest, json.dumps(wanted, indent=2) + "\n")
-    (root / UNFINISHED).unlink()
+
+    def fill() -> None:
+        _write_files(root, counts, seed, size, num_frames, on_progress)
+        write_text(data.class_names, "\n".join(CLASS_NAMES) + "\n")
+        write_text(data.digit_names, "\n".join(str(digit) for digit in range(NUM_DIGITS)) + "\n")
+
+    fill_folder(root, wanted, counts, fill)
     return data
 
 
@@ -172,39 +158,6 @@ def digit_pools(seed: int) -> tuple[NDArray[np.float32], dict[Pool, list[NDArray
         for name, part in zip(pools, np.split(rows, ends[:-1]), strict=True):
             pools[name].append(part.astype(np.int64))
     return images, pools
-
-
-def encode_h264(frames: NDArray[np.uint8], path: Path) -> None:
-    """Write (T,H,W,3) RGB frames as H.264 in an mp4 file.
-
-    Raises:
-        UserError: PyAV was built without libx264, or the file cannot be written.
-    """
-    # The manifest tells whether the folder is whole, so that the videos need not be flushed one by one.
-    write_file(path, lambda file: _encode(frames, file), durable=False)
-
-
-def _encode(frames: NDArray[np.uint8], file: BinaryIO) -> None:
-    with av.open(file, "w", format="mp4") as container:
-        try:
-            stream = container.add_stream("libx264", rate=FPS)
-        except (av.FFmpegError, ValueError) as error:
-            raise UserError(
-                "The demonstration encodes its own videos, but this PyAV has no H.264 encoder (libx264). "
-                "Install PyAV's binary wheel: pip install --force-reinstall --only-binary av av."
-            ) from error
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # One thread: the bits must not depend on the machine's number of cores.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = 12
-        stream.options = {"crf": CONSTANT_RATE_FACTOR, "preset": "veryfast"}
-        for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -240,9 +193,6 @@ def _write_files(
     """Make all files and their lists."""
     images, pools = digit_pools(seed)
     jobs = list(_jobs(counts))
-    for pool in counts:
-        shutil.rmtree(root / pool, ignore_errors=True)
-        (root / pool).mkdir()
     pool_numbers = {pool: position for position, pool in enumerate(counts, start=1)}
 
     def make(job: _Job) -> None:
@@ -257,40 +207,7 @@ def _write_files(
         else:
             Image.fromarray(draw_still(digit, scraps=scraps, size=size, rng=rng)).save(path, compress_level=1)
 
-    # Encoding and drawing leave Python's lock, so threads are enough.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as executor:
-        for done, _ in enumerate(executor.map(make, jobs), start=1):
-            if on_progress is not None:
-                on_progress(done, len(jobs))
+    make_files(make, jobs, on_progress)
     for pool in counts:
         rows = [job.path if job.label is None else f"{job.path} {job.label}" for job in jobs if job.pool == pool]
         write_text(root / f"{pool}.{'txt' if pool == 'unlabeled' else 'csv'}", "\n".join(rows) + "\n")
-
-
-def _claim(root: Path) -> None:
-    """Make the folder ours. Somebody's own folders ``train`` and ``test`` must never be emptied."""
-    if root.is_dir() and any(root.iterdir()) and not ((root / MANIFEST).exists() or (root / UNFINISHED).exists()):
-        raise UserError(
-            f"{root} holds files that the demonstration did not write. Name another folder, or empty this one first."
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    (root / UNFINISHED).touch()
-    (root / MANIFEST).unlink(missing_ok=True)
-
-
-def _check(wanted: dict[str, int]) -> None:
-    minimum = {"seed": 0, "size": 32, "num_frames": 2}
-    for name, value in wanted.items():
-        least = minimum.get(name, 1)
-        if value < least:
-            raise UserError(f"{name} is {value}; the data of the demonstration need at least {least}.")
-    if wanted["size"] % 2:
-        raise UserError(f"size is {wanted['size']}; H.264 with 4:2:0 colours needs an even number of pixels.")
-
-
-def _read_manifest(path: Path) -> object:
-    """What the manifest says; ``None`` when there is none that can be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
