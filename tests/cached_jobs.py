@@ -51,12 +51,17 @@ def write_image_teacher(path: Path, width: int = 8) -> None:
 
 
 def write_flow_teacher(path: Path, seed: int = 3) -> None:
-    """A narrow S3DG of flow with two classes."""
+    """A narrow S3DG of flow with two classes, whose normalisation is that of noise: untrained, it would answer 0."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = InputSpec(num_frames=4, modality="flow", mean=(0.5, 0.5), std=(0.5, 0.5))
         network = build_network("S3DG", num_classes=2, input=clip, width=8)
         torch.nn.init.normal_(network.fc.weight)
+        for norm in network.modules():
+            if isinstance(norm, torch.nn.BatchNorm3d):
+                norm.momentum = 1.0
+        with torch.no_grad():
+            network.train()({"flow": torch.randn(4, 2, 8, 64, 64)})
     torch.save(network.bare_state_dict(), path)
 
 
