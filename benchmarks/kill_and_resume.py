@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import yaml
 
-from distinit_plugin.demos.digits import encode_h264
+from distinit_plugin.demos.files import encode_h264
 from distinit_plugin.engine.checkpoint import FOLDER, RESUME_NAME, epoch_files, load_checkpoint
 from distinit_plugin.models.hardware import hardware_has_bf16
 

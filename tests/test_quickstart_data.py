@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distinit_plugin.demos import digits
-from distinit_plugin.demos.digits import CLASS_NAMES, LABELED_MOTIONS, digit_pools, encode_h264, make_digits
+from distinit_plugin.demos import files
+from distinit_plugin.demos.digits import CLASS_NAMES, LABELED_MOTIONS, digit_pools, make_digits
 from distinit_plugin.demos.drawing import MOTIONS, draw_still, draw_video
+from distinit_plugin.demos.files import encode_h264
 from distinit_plugin.errors import UserError
 
 SMALL = {
@@ -123,7 +124,7 @@ def test_finished_data_are_left_alone_and_a_stopped_run_is_done_again(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         make_digits(tmp_path, **{**SMALL, "num_frames": 7}, on_progress=stop_in_the_middle)
-    assert not (tmp_path / digits.MANIFEST).exists()
+    assert not (tmp_path / files.MANIFEST).exists()
     assert seen == [(number, 35) for number in range(1, 9)]
     make_digits(tmp_path, **SMALL)
     assert fingerprints(tmp_path) == before
@@ -142,11 +143,11 @@ def test_other_peoples_files_are_never_removed(tmp_path):
 def test_a_manifest_that_cannot_be_read_means_not_finished(tmp_path):
     make_digits(tmp_path, **SMALL)
     before = fingerprints(tmp_path)
-    (tmp_path / digits.MANIFEST).write_text('{"layout": ')
+    (tmp_path / files.MANIFEST).write_text('{"layout": ')
     (tmp_path / "unlabeled" / "00001.mp4").unlink()
     make_digits(tmp_path, **SMALL)
     assert fingerprints(tmp_path) == before
-    assert json.loads((tmp_path / digits.MANIFEST).read_text())["seed"] == 3
+    assert json.loads((tmp_path / files.MANIFEST).read_text())["seed"] == 3
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_without_an_encoder_the_error_says_what_to_do(tmp_path, monkeypatch):
         def add_stream(self, name, rate):
             raise av.codec.codec.UnknownCodecError(name)
 
-    monkeypatch.setattr(digits.av, "open", NoEncoder)
+    monkeypatch.setattr(files.av, "open", NoEncoder)
     with pytest.raises(UserError, match="libx264"):
         encode_h264(np.zeros((2, 32, 32, 3), np.uint8), tmp_path / "x.mp4")
 
