@@ -21,7 +21,7 @@ NAMES = ("hmdb51/6arrowswithin30seconds_shoot_bow_f_nm_np1_fr_med_3.avi", "mmact
 
 
 def squeeze(source: Path, target: Path, frames: int = 20) -> None:
-    """The beginning of a video as lossless squares: where no frame is resized, stored flow is what would be computed."""
+    """The beginning of a video as lossless squares: where no frame is resized, stored flow is live flow."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream("libx264", rate=FPS, options={"qp": "0", "preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = SIDE, SIDE, "yuv420p"
