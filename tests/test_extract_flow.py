@@ -20,6 +20,7 @@ from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import FlowExtraction, common_root, extract_flow
 from distinit_plugin.jobs.flow_pictures import show_flow
+from distinit_plugin.video import isolated
 
 SLOW = os.environ.get("DISTINIT_TEST_SLOW") == "1"
 GOOD = {"one/a.mp4": 12, "one/b.avi": 9, "two/a.mp4": 7, "two/single.mp4": 1}
@@ -61,6 +62,21 @@ def test_store_of_a_corpus(corpus, whole):
             assert min(reader.height, reader.width) == 32
             reader.read([frames - 1])
     assert "broken.mp4" in (whole / "bad_videos.csv").read_text()
+
+
+def test_no_process_is_forked_beside_threads_of_opencv(corpus, tmp_path, monkeypatch):
+    """It would hang, now and then, when it asks OpenCV for their number."""
+    cv2 = pytest.importorskip("cv2")
+    counts, start = [], isolated._start
+    monkeypatch.setattr(isolated, "_start", lambda job: (counts.append(cv2.getNumThreads()), start(job))[1])
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        extract(corpus, tmp_path / "store", workers=2)
+        assert counts == [1, 1]
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_the_table_is_of_all_calls(corpus, tmp_path):

@@ -19,6 +19,7 @@ from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.jobs.running import run
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import InputSpec, build_network
+from distinit_plugin.models.predicted_flow import PredictedFlow3D
 from distinit_plugin.objectives import Objective, Term
 from distinit_plugin.registry import MODELS
 
@@ -71,6 +72,9 @@ def untrained(cfg: CfgNode, path: Path) -> dict[str, torch.Tensor]:
     """The weights of a fresh network with statistics of random clips, saved at a path."""
     torch.manual_seed(3)
     network = build.build_network(cfg)
+    if isinstance(network, PredictedFlow3D):  # hardly any flow is decoded at first, and nothing would reach the stream
+        with torch.no_grad():
+            list(network.decoder.parameters())[-2].mul_(300)
     views = {
         view: torch.randn(6, spec.channels, spec.num_frames, spec.crop_size, spec.crop_size)
         for view, spec in network.view_specs("train").items()
