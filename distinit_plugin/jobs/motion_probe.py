@@ -137,14 +137,17 @@ def probe_motion(
     jobs = _one_layer_each(plain, folder) if finetune else [plain]
     for job in [*jobs, *([stream] if stream else [])]:
         check_job(job, Corpora(job))
-    found, samples = _join([_probe(job, options) for job in jobs])
+    console = console or Console()
+    found, samples = _join([_probe(job, options, console) for job in jobs])
     curve = MotionCurve(name or f"{Path(cfg.OUTPUT_DIR).name}, {mode}", found)
     flow_stream = None
     if stream is not None:
-        flow_stream = MotionCurve("flow stream", _probe(stream, replace(options, controls=False, num_samples=0))[0])
+        flow_stream = MotionCurve(
+            "flow stream", _probe(stream, replace(options, controls=False, num_samples=0), console)[0]
+        )
     result = MotionResult(curve, flow_stream, folder)
     settings = {"weights": weights, "mode": mode, "unit_direction": unit_direction, "decoder": _decoders(plain)}
-    _show(result, samples, others, settings, console or Console())
+    _show(result, samples, others, settings, console)
     return result
 
 
@@ -235,15 +238,18 @@ def _decoders(cfg: CfgNode) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ one training
-def _probe(cfg: CfgNode, options: _Options) -> tuple[list[LayerMotion], list[MotionSample]]:
-    """Train and evaluate, on all ranks that the configuration asks for."""
-    here = partial(_probe_here, options=options)
-    found: tuple[list[LayerMotion], list[MotionSample]] = launch(cfg, here) if starts_ranks(cfg) else here(cfg)
+def _probe(cfg: CfgNode, options: _Options, console: Console) -> tuple[list[LayerMotion], list[MotionSample]]:
+    """Train and evaluate, on all ranks that the configuration asks for; these have the standard output."""
+    if not starts_ranks(cfg):
+        return _probe_here(cfg, options, console)
+    found: tuple[list[LayerMotion], list[MotionSample]] = launch(cfg, partial(_probe_here, options=options))
     return found
 
 
-def _probe_here(cfg: CfgNode, options: _Options) -> tuple[list[LayerMotion], list[MotionSample]]:
-    with open_session(cfg) as session, StopSignals() as stop:
+def _probe_here(
+    cfg: CfgNode, options: _Options, console: Console | None = None
+) -> tuple[list[LayerMotion], list[MotionSample]]:
+    with open_session(cfg, console=console) as session, StopSignals() as stop:
         _, objective = train_objective(session, stop)
         return _evaluate(session, objective, options)
 
