@@ -25,7 +25,7 @@ import cv2
 from common import environment, spread, table, verdict
 from rich.console import Console
 
-from distinit_plugin.flow.compute import resize_frame
+from distinit_plugin.flow.compute import SizeRule, resize_frame
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
 from distinit_plugin.video.corpus import load_corpus
 from distinit_plugin.video.decode import open_video
@@ -39,8 +39,7 @@ def bare_loop(video: Path, size: int, seconds: float) -> float:
     """Pairs a second of one thread of OpenCV, on pairs from all over a video (some take longer than others)."""
     cv2.setNumThreads(1)
     with open_video(str(video)) as reader:
-        scale = size / min(reader.index.height, reader.index.width)
-        height, width = (max(round(side * scale), 1) for side in (reader.index.height, reader.index.width))
+        height, width = SizeRule(short=size).of(reader.index.height, reader.index.width)
         frames = reader.read(range(reader.index.num_frames))
     gray = [
         cv2.cvtColor(resize_frame(frame, height, width).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)

@@ -11,6 +11,7 @@ import yaml
 from videos import write_video
 
 from distinit_plugin import InputSpec, build_network, load_cfg
+from distinit_plugin.cli import main
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine.checkpoint import load_checkpoint
 
@@ -71,6 +72,19 @@ def write_teacher(path: Path, num_classes: int = 4, width: int = 8) -> Path:
         network.fc.bias[0] = -20 * ((bright + dark) @ direction)
     torch.save(network.bare_state_dict(), path)
     return path
+
+
+def write_squares(folder: Path, num_frames: int, side: int) -> Path:
+    """``folder/{train,test}/{class}``: four square videos to train on and two to test; ``folder/flow``: their TV-L1."""
+    for use, numbers in (("train", (0, 1)), ("test", (2,))):
+        for name in CLASSES:
+            (folder / use / name).mkdir(parents=True)
+            for number in numbers:
+                pattern = bright_or_dark(name, number)
+                write_video(folder / use / name / f"video{number}.mp4", num_frames, side, side, pattern=pattern)
+    options = ["--backend", "tvl1", "--size", "native", "--workers", "1"]
+    assert main(["extract-flow", str(folder), str(folder / "flow"), *options]) == 0
+    return folder
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from small_jobs import (
     CLASSES,
-    bright_or_dark,
     checkpoint,
     json_stats,
     labelled,
@@ -18,8 +17,8 @@ from small_jobs import (
     small_cfg,
     state_of,
     weights_of,
+    write_squares,
 )
-from videos import write_video
 
 from distinit_plugin.cli import main
 from distinit_plugin.config.validate import validate
@@ -53,15 +52,7 @@ FLOW_MEAN = {"MEAN": [0.5, 0.5], "STD": [0.5, 0.5]}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Square videos of two classes with stored flow, and the tested runs of a flow and an RGB stream and of D3D."""
-    folder = tmp_path_factory.mktemp("square")
-    for use, numbers in (("train", (0, 1)), ("test", (2,))):
-        for name in CLASSES:
-            (folder / use / name).mkdir(parents=True)
-            for number in numbers:
-                pattern = bright_or_dark(name, number)
-                write_video(folder / use / name / f"video{number}.mp4", 5, SIDE, SIDE, pattern=pattern)
-    options = ["--backend", "tvl1", "--size", "native", "--workers", "1"]
-    assert main(["extract-flow", str(folder), str(folder / "flow"), *options]) == 0
+    folder = write_squares(tmp_path_factory.mktemp("square"), 5, SIDE)
     sees_flow = {"NETWORK": {"MODALITY": "flow"}, "DATA": FLOW_MEAN, **stored(folder)}
     for name, sections in (("flow", sees_flow), ("rgb", {}), ("d3d", merged(teacher(folder), stored(folder)))):
         output = folder / "runs" / name

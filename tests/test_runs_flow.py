@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_jobs import CLASSES, bright_or_dark, brightness_teacher, labelled, merged, small_cfg, write_teacher
+from small_jobs import (
+    CLASSES,
+    brightness_teacher,
+    labelled,
+    merged,
+    small_cfg,
+    write_squares,
+    write_teacher,
+)
 from videos import write_video
 
-from distinit_plugin.cli import main
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.running import run
 
@@ -32,16 +39,7 @@ SEES_FLOW = {
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Square videos: four to train on and two to test, of two classes; and their stored flow."""
-    folder = tmp_path_factory.mktemp("square")
-    for use, numbers in (("train", (0, 1)), ("test", (2,))):
-        for name in CLASSES:
-            (folder / use / name).mkdir(parents=True)
-            for number in numbers:
-                pattern = bright_or_dark(name, number)
-                write_video(folder / use / name / f"video{number}.mp4", 8, SIDE, SIDE, pattern=pattern)
-    options = ["--backend", "tvl1", "--size", "native", "--workers", "1"]
-    assert main(["extract-flow", str(folder), str(folder / "flow"), *options]) == 0
-    return folder
+    return write_squares(tmp_path_factory.mktemp("square"), 8, SIDE)
 
 
 def flow_run(videos: Path, output: Path, **sections: Any) -> Any:

@@ -124,7 +124,6 @@ def build_dataset(
     clip_spec = next(spec for name, spec in specs.items() if name.startswith("student/"))
     is_test = split == "test"
     low, high = cfg.DATA.TRAIN_JITTER_SCALES
-    index_folder = cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER)
     return ClipDataset(
         videos,
         specs,
@@ -139,11 +138,15 @@ def build_dataset(
         test_clips=cfg.CORPUS.TEST_CLIPS if is_test else "uniform",
         dense_stride=cfg.CORPUS.DENSE_STRIDE,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
-        index_cache=index_folder if keep_index else None,
+        index_cache=_index_folder(cfg) if keep_index else None,
         flow=build_stored_flow(cfg) if any(spec.modality == "flow" for spec in specs.values()) else None,
         grid=training_grid(cfg),
         targets=targets,
     )
+
+
+def _index_folder(cfg: CfgNode) -> str:
+    return cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER)
 
 
 def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split) -> ClipDataset:
@@ -167,7 +170,7 @@ def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec:
         num_clips=grid.clips,
         num_crops=grid.crops,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
-        index_cache=cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER),
+        index_cache=_index_folder(cfg),
         flow=build_stored_flow(cfg) if view.modality == "flow" else None,
     )
 

@@ -233,6 +233,8 @@ class ClipDataset(Dataset[Sample]):
         """The clip and crop of a sample; random ones are drawn with its views."""
         if not self._train:
             return Place(key.clip, key.crop)
+        if not self._grid.clips:
+            return Place()
         return self._grid.draw(
             np.random.default_rng([_GRID_STREAM, self._seed, key.epoch, key.position, index, attempt])
         )
