@@ -89,6 +89,14 @@ class BadVideo(NamedTuple):
     reason: str
 
 
+BOXES = "boxes"
+"""Target of keyframes: persons' boxes float32 (N,4), x1, y1, x2, y2 in pixels of the student's view; of a batch (R,5),
+R the sum of N, with the number of the example in column 0 (torchvision's form for RoIAlign)."""
+
+ACTIONS = "actions"
+"""Target of keyframes: what the persons do, float32 of 0 and 1, (N,K); of a batch (R,K). Rows go with ``BOXES``."""
+
+
 class Sample(TypedDict):
     """What the dataset returns for one key."""
 
@@ -126,10 +134,13 @@ STORED = "stored"
 class ModelOutput(NamedTuple):
     """What every network returns."""
 
-    logits: Tensor | None  # (B,K), always before softmax, in train and in eval; None without a classifier
+    logits: Tensor | None  # (B,K), always before softmax, in train and in eval; None without a classifier. Of a network
+    # that classifies boxes (R,K), before the sigmoid
     features: Tensor | None  # (B,D), pooled over space and time
     taps: dict[str, Tensor]  # the named layers that were asked for
     logits_over_time: Tensor | None = None  # (B,K,T), in training, of a network whose losses act at every time step
+    boxes: Tensor | None = None  # (R,5) as in ``BOXES``: what the rows of ``logits`` are of, where that is boxes
+    offsets: Tensor | None = None  # (R,4): learned corrections of ``boxes`` (dx, dy, dw, dh of Faster R-CNN)
 
 
 class StepOutput(NamedTuple):

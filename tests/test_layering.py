@@ -20,6 +20,7 @@ LAYERS = (
     {"flow"},
     {"models"},
     {"weights"},
+    {"detection"},
     {"teachers"},
     {"data"},
     {"losses"},
