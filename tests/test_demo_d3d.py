@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.d3d import D3D, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of, paired
+from distinit_plugin.demos.d3d import D3D, FROM_RGB, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of, paired
 from distinit_plugin.demos.motions import CLASS_NAMES, PAIRS, MotionData, make_motions
-from distinit_plugin.demos.runs import run_task
+from distinit_plugin.demos.runs import pairs_of, run_task
 from distinit_plugin.video.decode import open_video
 
-SMALL = {"num_train": 16, "num_test": 8, "size": 32, "num_frames": 9}
+SMALL = {"num_train": 16, "num_test": 8, "num_more": 8, "size": 32, "num_frames": 9}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,18 @@ def test_every_class_is_there_equally_often(data):
     for name, each in (("train", 2), ("test", 1)):
         labels = [label for _, label in rows_of(data, name)]
         assert sorted(labels) == sorted(list(range(8)) * each)
+
+
+def test_more_videos_without_labels(data):
+    """Those of the training first, none of the test, and others that no list with labels has."""
+    unlabeled = data.unlabeled.read_text().splitlines()
+    train = [path for path, _ in rows_of(data, "train")]
+    assert unlabeled[: len(train)] == train
+    more = unlabeled[len(train) :]
+    assert len(set(more)) == 8
+    assert not {path for path, _ in rows_of(data, "test")} & set(more)
+    first = {frames_of(data, path)[0].tobytes() for path in more}
+    assert not first & {frames_of(data, path)[0].tobytes() for path in train}
 
 
 @pytest.mark.parametrize("pair", range(len(PAIRS)), ids=["-".join(pair) for pair in PAIRS])
@@ -74,7 +86,7 @@ def test_paired_differences(ours, theirs, text):
     assert paired(ours, theirs) == text
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=lambda student: student.config)
+@pytest.mark.parametrize("student", [*STUDENTS, FROM_RGB], ids=lambda student: student.config)
 def test_a_teacher_that_sees_the_same_is_of_another_seed(data, tmp_path, student):
     """With its own seed, a student of the RGB stream would start as its teacher did and see the same clips."""
     demo = DemoD3D(tmp_path, say=lambda _: None, seeds=[3, 5])
@@ -104,11 +116,14 @@ def test_the_whole_demonstration(tmp_path):
         "BN.NUM_BATCHES_PRECISE": 1,
     }
     told: list[str] = []
-    counts = {"num_train": 8, "num_test": 8}
-    demo = DemoD3D(tmp_path, say=told.append, seeds=[0], processes=1, **counts, students=[D3D], options=options)
+    counts = {"num_train": 8, "num_test": 8, "num_more": 8}
+    students = [D3D, STUDENTS[-1]]
+    demo = DemoD3D(tmp_path, say=told.append, seeds=[0], processes=1, **counts, students=students, options=options)
     rows = demo.run()
     two_seeds = MIXTURES[1]
-    assert {row.name for row in rows} == {entry.name for entry in (*STREAMS, D3D, *MIXTURES) if entry is not two_seeds}
+    assert {row.name for row in rows} == {
+        entry.name for entry in (*STREAMS, *students, *MIXTURES) if entry is not two_seeds
+    }
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["top1"]) == {row.name for row in rows}
     assert all(len(values) == 1 and 0 <= values[0] <= 1 for values in results["top1"].values())
@@ -120,6 +135,9 @@ def test_the_whole_demonstration(tmp_path):
     weights = tmp_path / "d3d_seed0" / "checkpoints" / "checkpoint_epoch_00001.pyth"
     written = weights.stat().st_mtime_ns
     data = make_motions(tmp_path / "data", **counts)
+    on_more = demo.task(students[1], 0, data)
+    videos = load_cfg(on_more.config, pairs_of(on_more.options))[0].CORPUS.TRAIN["MOTIONS"]
+    assert (videos.PATH, videos.LABELED) == (str(data.unlabeled), False)
     outcome = run_task(demo.task(D3D, 0, data), tmp_path, {"RUNNER.NUM_THREADS": 1, "DATA_LOADER.NUM_WORKERS": 0})
     assert outcome.top1 == results["top1"]["D3D"][0]
     assert weights.stat().st_mtime_ns == written

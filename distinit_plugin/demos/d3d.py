@@ -17,7 +17,15 @@ from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.demos.motion_rows import Errors, Probe, decode_motion, error_rows
-from distinit_plugin.demos.motions import CLASS_NAMES, NUM_TEST, NUM_TRAIN, MotionData, draw_classes, make_motions
+from distinit_plugin.demos.motions import (
+    CLASS_NAMES,
+    NUM_MORE,
+    NUM_TEST,
+    NUM_TRAIN,
+    MotionData,
+    draw_classes,
+    make_motions,
+)
 from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_seed, pairs_of, percents, storyteller
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
@@ -40,12 +48,14 @@ class Variant:
         name: In the table.
         config: Its YAML file, and the beginning of its folders' names.
         sees: What the network is fed in the test.
+        labeled: Whether it trains on the labelled videos; otherwise on these and more, all without labels.
         teachers: Node below DISTILL.TEACHERS → the variant that is that teacher, see ``DemoD3D._partner``.
     """
 
     name: str
     config: str
     sees: str = "RGB"
+    labeled: bool = True
     teachers: Mapping[str, Variant] = field(default_factory=dict)
 
 
@@ -56,8 +66,10 @@ STREAMS = (FLOW_STREAM, RGB_STREAM)
 STUDENTS = (
     D3D,
     Variant("D3D, without action loss", "d3d_no_action", teachers={"FLOW": FLOW_STREAM}),
-    Variant("D3D, from the RGB stream", "d3d_spatial", teachers={"SPATIAL": RGB_STREAM}),
+    Variant("… and on more videos, unlabelled", "d3d_more_videos", labeled=False, teachers={"FLOW": FLOW_STREAM}),
 )
+FROM_RGB = Variant("D3D, from the RGB stream", "d3d_spatial", teachers={"SPATIAL": RGB_STREAM})
+"""A control that would make the demonstration longer than 20 minutes."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,7 @@ class DemoD3D:
         processes: int = 0,
         num_train: int = NUM_TRAIN,
         num_test: int = NUM_TEST,
+        num_more: int = NUM_MORE,
         students: Sequence[Variant] = STUDENTS,
         options: Mapping[str, object] | None = None,
     ) -> None:
@@ -111,6 +124,7 @@ class DemoD3D:
             processes: Runs at once; 0: one per core.
             num_train: Labelled training videos.
             num_test: Test videos.
+            num_more: Videos without labels, beside those of the training.
             students: What is trained beside the streams; the first one is D3D.
             options: Keys of all runs, over those of the YAML files.
 
@@ -124,7 +138,7 @@ class DemoD3D:
         self._seeds = tuple(seeds)
         self._runs = Runs(self.folder, processes=processes)
         self._students = tuple(students)
-        self._num_train, self._num_test = num_train, num_test
+        self._num_videos = {"num_train": num_train, "num_test": num_test, "num_more": num_more}
         self._options = dict(options or {})
         self.errors: Errors = {}
 
@@ -136,7 +150,7 @@ class DemoD3D:
         """
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264), each forwards and backwards")
-        data = make_motions(self.folder / "data", num_train=self._num_train, num_test=self._num_test)
+        data = make_motions(self.folder / "data", **self._num_videos)
         self._extract(data)
         draw_classes(data, self.folder / FLOW_FOLDER, self.folder / "classes.png")
         scores: Scores = {}
@@ -194,7 +208,7 @@ class DemoD3D:
             )
             for node, teacher in variant.teachers.items()
         }
-        options = {**self._paths(data), **weights, "RNG_SEED": seed}
+        options = {**self._paths(data, variant.labeled), **weights, "RNG_SEED": seed}
         return Task(f"{CONFIGS}/{variant.config}.yaml", folder_of(variant, seed), options)
 
     def _partner(self, one: Variant, other: Variant, seed: int) -> int:
@@ -203,10 +217,11 @@ class DemoD3D:
             return seed
         return self._seeds[(self._seeds.index(seed) + 1) % len(self._seeds)]
 
-    def _paths(self, data: MotionData) -> dict[str, object]:
+    def _paths(self, data: MotionData, labeled: bool = True) -> dict[str, object]:
+        names = {"CORPUS.TRAIN.MOTIONS.CLASSES": data.class_names} if labeled else {}
         return {
-            "CORPUS.TRAIN.MOTIONS.PATH": data.train,
-            "CORPUS.TRAIN.MOTIONS.CLASSES": data.class_names,
+            "CORPUS.TRAIN.MOTIONS.PATH": data.train if labeled else data.unlabeled,
+            **names,
             "CORPUS.TEST.MOTIONS.PATH": data.test,
             "CORPUS.TEST.MOTIONS.CLASSES": data.class_names,
             "FLOW.STORE": self.folder / FLOW_FOLDER,

@@ -3,7 +3,7 @@
 Every sequence that is drawn is kept twice, forwards and backwards, under the two labels of a pair of opposite motions.
 Each frame is coded by itself with a fixed quantiser, so that the two files decode to the same pictures, in opposite
 orders: whatever a single frame or any unordered set of frames tells, it tells of both. Backgrounds drift in directions
-of their own. Handwritings of the test are in no other video.
+of their own. Handwritings of the test are in no other video. More videos of the same kind have no labels.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counterclockwise"), (
 CLASS_NAMES = tuple(name for pair in PAIRS for name in pair)
 """Names of the classes; the label is the position in this tuple."""
 
-NUM_TRAIN, NUM_TEST = 112, 320
-"""Videos: few to learn from, enough to tell differences of a few points."""
+NUM_TRAIN, NUM_TEST, NUM_MORE = 112, 320, 512
+"""Videos: few with labels to learn from, enough to tell differences of a few points, and many without labels."""
 
-LAYOUT_VERSION = 1  # raise it when the pictures change, so that folders made before are made again
+LAYOUT_VERSION = 2  # raise it when the pictures change, so that folders made before are made again
 
 EACH_FRAME_ALIKE = {"qp": "20", "preset": "veryfast", "tune": "fastdecode"}
 """Options of libx264, with groups of one frame: what a frame decodes to depends on that frame alone."""
 
-Pool = Literal["train", "test"]
+Pool = Literal["train", "test", "more"]
+
+_STREAMS: dict[Pool, int] = {"train": 1, "test": 2, "more": 3}
+"""Second word of the seed of each video's random numbers."""
 
 _FULL_COLOUR = 2.0
 """Pixels of motion that get the full colour in pictures."""
@@ -53,12 +56,14 @@ class MotionData:
         folder: Root of all files.
         train: Csv of ``path label`` rows.
         test: The same, other digits.
+        unlabeled: List of paths: the training videos, and more of their kind.
         class_names: File with the names of the labels, one per line.
     """
 
     folder: Path
     train: Path
     test: Path
+    unlabeled: Path
     class_names: Path
 
 
@@ -77,6 +82,7 @@ def make_motions(
     seed: int = 0,
     num_train: int = NUM_TRAIN,
     num_test: int = NUM_TEST,
+    num_more: int = NUM_MORE,
     size: int = 64,
     num_frames: int = 12,
     on_progress: Progress | None = None,
@@ -91,6 +97,7 @@ def make_motions(
         seed: Seed of everything.
         num_train: Training videos; two of each sequence, pairs of motions in turn.
         num_test: Test videos.
+        num_more: Videos without labels, beside those of the training.
         size: Height and width, even, pixels.
         num_frames: Frames per video, at 25 per second.
         on_progress: Called as ``on_progress(sequences_done, sequences_in_all)``.
@@ -103,16 +110,28 @@ def make_motions(
         "seed": seed,
         "num_train": num_train,
         "num_test": num_test,
+        "num_more": num_more,
         "size": size,
         "num_frames": num_frames,
     }
-    check_numbers(wanted, {"seed": 0, "num_train": 2, "num_test": 2, "size": 32, "num_frames": 2})
+    check_numbers(wanted, {"seed": 0, "num_train": 2, "num_test": 2, "num_more": 0, "size": 32, "num_frames": 2})
     root = Path(folder)
-    data = MotionData(root, root / "train.csv", root / "test.csv", root / "classes.txt")
-    counts: dict[Pool, int] = {"train": num_train // 2, "test": num_test // 2}
+    data = MotionData(root, root / "train.csv", root / "test.csv", root / "unlabeled.txt", root / "classes.txt")
+    counts: dict[Pool, int] = {"train": num_train // 2, "test": num_test // 2, "more": num_more // 2}
 
     def fill() -> None:
-        _write_videos(root, counts, seed, size, num_frames, on_progress)
+        jobs = list(_jobs(counts))
+        _write_videos(root, jobs, seed, size, num_frames, on_progress)
+        for labelled in (data.train, data.test):
+            rows = [
+                f"{path} {2 * job.pair + backwards}"
+                for job in jobs
+                if job.pool == labelled.stem
+                for backwards, path in enumerate(job.paths)
+            ]
+            write_text(labelled, "\n".join(rows) + "\n")
+        paths = [path for job in jobs if job.pool != "test" for path in job.paths]
+        write_text(data.unlabeled, "\n".join(paths) + "\n")
         write_text(data.class_names, "\n".join(CLASS_NAMES) + "\n")
 
     fill_folder(root, wanted, counts, fill)
@@ -164,28 +183,19 @@ def _jobs(counts: dict[Pool, int]) -> Iterator[_Job]:
 
 
 def _write_videos(
-    root: Path, counts: dict[Pool, int], seed: int, size: int, num_frames: int, on_progress: Progress | None
+    root: Path, jobs: list[_Job], seed: int, size: int, num_frames: int, on_progress: Progress | None
 ) -> None:
-    """Make all videos and their lists."""
+    """Make all videos."""
     images, pools = digit_pools(seed)
-    jobs = list(_jobs(counts))
-    pool_numbers = {pool: position for position, pool in enumerate(counts, start=1)}
 
     def make(job: _Job) -> None:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, pool_numbers[job.pool], job.number]))
-        digit = images[rng.choice(pools[job.pool][int(rng.integers(NUM_DIGITS))])]
-        # Other pictures of the same pool, so that the pools share nothing.
-        scraps = images[rng.choice(np.concatenate(pools[job.pool]), NUM_SCRAPS)]
+        rng = np.random.default_rng(np.random.SeedSequence([seed, _STREAMS[job.pool], job.number]))
+        handwritings = pools["test" if job.pool == "test" else "train"]
+        digit = images[rng.choice(handwritings[int(rng.integers(NUM_DIGITS))])]
+        # Other pictures of the same pool, so that training and test share nothing.
+        scraps = images[rng.choice(np.concatenate(handwritings), NUM_SCRAPS)]
         frames = draw_video(digit, PAIRS[job.pair][0], scraps=scraps, size=size, num_frames=num_frames, rng=rng)
         for path, ordered in zip(job.paths, (frames, frames[::-1]), strict=True):
             encode_h264(np.ascontiguousarray(ordered), root / path, group=1, options=EACH_FRAME_ALIKE)
 
     make_files(make, jobs, on_progress)
-    for pool in counts:
-        rows = [
-            f"{path} {2 * job.pair + backwards}"
-            for job in jobs
-            if job.pool == pool
-            for backwards, path in enumerate(job.paths)
-        ]
-        write_text(root / f"{pool}.csv", "\n".join(rows) + "\n")
