@@ -138,7 +138,7 @@ class DemoD3D:
         self._seeds = tuple(seeds)
         self._runs = Runs(self.folder, processes=processes)
         self._students = tuple(students)
-        self._num_videos = {"num_train": num_train, "num_test": num_test, "num_more": num_more}
+        self._num_train, self._num_test, self._num_more = num_train, num_test, num_more
         self._options = dict(options or {})
         self.errors: Errors = {}
 
@@ -150,7 +150,9 @@ class DemoD3D:
         """
         begin = time.monotonic()
         self._say("encoding videos of digits in motion (H.264), each forwards and backwards")
-        data = make_motions(self.folder / "data", **self._num_videos)
+        data = make_motions(
+            self.folder / "data", num_train=self._num_train, num_test=self._num_test, num_more=self._num_more
+        )
         self._extract(data)
         draw_classes(data, self.folder / FLOW_FOLDER, self.folder / "classes.png")
         scores: Scores = {}
