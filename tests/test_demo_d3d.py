@@ -137,7 +137,7 @@ def test_the_whole_demonstration(tmp_path):
     data = make_motions(tmp_path / "data", **counts)
     on_more = demo.task(students[1], 0, data)
     videos = load_cfg(on_more.config, pairs_of(on_more.options))[0].CORPUS.TRAIN["MOTIONS"]
-    assert videos.PATH == str(data.unlabeled)
+    assert str(data.unlabeled) == videos.PATH
     assert not videos.LABELED
     outcome = run_task(demo.task(D3D, 0, data), tmp_path, {"RUNNER.NUM_THREADS": 1, "DATA_LOADER.NUM_WORKERS": 0})
     assert outcome.top1 == results["top1"]["D3D"][0]
