@@ -66,7 +66,7 @@ STREAMS = (FLOW_STREAM, RGB_STREAM)
 STUDENTS = (
     D3D,
     Variant("D3D, without action loss", "d3d_no_action", teachers={"FLOW": FLOW_STREAM}),
-    Variant("… and on more videos, unlabelled", "d3d_more_videos", labeled=False, teachers={"FLOW": FLOW_STREAM}),
+    Variant("soft targets on more videos", "d3d_more_videos", labeled=False, teachers={"FLOW": FLOW_STREAM}),
 )
 FROM_RGB = Variant("D3D, from the RGB stream", "d3d_spatial", teachers={"SPATIAL": RGB_STREAM})
 """A control that would make the demonstration longer than 20 minutes."""
