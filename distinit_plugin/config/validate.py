@@ -16,6 +16,7 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
+from distinit_plugin.config.validate_detection import detection_problems
 from distinit_plugin.config.validate_networks import (
     flow_problems,
     head_problems,
@@ -349,6 +350,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
+    (detection_problems, ("DETECTION.", "ROI.", "ACTION.", "DISTILL.")),
     (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""
