@@ -123,7 +123,8 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
 
 def _same_type(value: Any, default: Any) -> bool:
     if isinstance(default, list):
-        return isinstance(value, list | tuple) and all(_same_type(item, default[0]) for item in value)
+        kind = default[0] if default else ""  # an empty default is a list of texts
+        return isinstance(value, list | tuple) and all(_same_type(item, kind) for item in value)
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)

@@ -232,11 +232,11 @@ def _cover(figure: Figure, offset: float) -> _Cover:
     row, column = int(np.floor(offset + upper)), int(np.floor(figure.x + left))
     ys = np.arange(row, int(np.ceil(offset + lower)), dtype=np.float32)[:, None] + 0.5 - offset
     xs = np.arange(column, int(np.ceil(figure.x + right)), dtype=np.float32)[None, :] + 0.5 - figure.x
-    xs, ys = figure.facing * xs / figure.height, ys / figure.height
-    strokes = [_stroke(part, xs, ys) * figure.height for part in figure.parts]
+    scale = np.float32(1 / figure.height)
+    strokes = [_stroke(part, figure.facing * xs * scale, ys * scale) / scale for part in figure.parts]
     body = np.maximum.reduce(strokes[: len(_PARTS[figure.pose])]).clip(0, 1)
     ball = strokes[-1].clip(0, 1) if figure.carries else np.zeros_like(body)
-    return _Cover(row, column, body[..., None].astype(np.float32), ball[..., None].astype(np.float32))
+    return _Cover(row, column, body[..., None], ball[..., None])
 
 
 def _stroke(part: _Part, xs: NDArray[np.float32], ys: NDArray[np.float32]) -> NDArray[np.float32]:
