@@ -23,7 +23,7 @@ _C.LOG_MODEL_INFO = True  # print parameters and terms at start
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.ENABLE = True  # train
-_C.TRAIN.DATASET = "kinetics"  # "kinetics": {train,val,test}.csv of "path label" rows under DATA.PATH_TO_DATA_DIR
+_C.TRAIN.DATASET = "kinetics"  # {train,val,test}.csv under DATA.PATH_TO_DATA_DIR, or CORPUS; "ava": with DETECTION
 _C.TRAIN.BATCH_SIZE = 32  # clips per optimizer step on this shard (all its GPUs together)
 _C.TRAIN.EVAL_PERIOD = 1  # epochs between validations; the last epoch is always validated
 _C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between checkpoints; the last epoch is always saved
@@ -54,7 +54,9 @@ _C.DATA.TEST_CROP_SIZE = 112  # test crop, pixels
 _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; switch off for left/right labels and digits
 _C.DATA.TRAIN_PCA_EIGVAL = [0.225, 0.224, 0.229]  # AVA.TRAIN_USE_COLOR_AUGMENTATION: sizes of three changes of colour
 _C.DATA.TRAIN_PCA_EIGVEC = [  # and their directions: a row for each of red, green and blue, a column for each change
-    *([-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.814], [-0.5836, -0.6948, 0.4203]),
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.814],
+    [-0.5836, -0.6948, 0.4203],
 ]
 
 _C.DATA_LOADER = CfgNode()

@@ -228,11 +228,15 @@ RULES: dict[str, Rule] = {
     "NUM_SHARDS": _COUNT,
     "SHARD_ID": _FROM_ZERO,
     "LOG_PERIOD": _COUNT,
-    "TRAIN.DATASET": Rule("kinetics (other data sets go into CORPUS.TRAIN)", lambda value: value.lower() == "kinetics"),
+    "TRAIN.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TRAIN), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TRAIN.BATCH_SIZE": _COUNT,
     "TRAIN.EVAL_PERIOD": _COUNT,
     "TRAIN.CHECKPOINT_PERIOD": _COUNT,
-    "TEST.DATASET": Rule("kinetics (other data sets go into CORPUS.TEST)", lambda value: value.lower() == "kinetics"),
+    "TEST.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TEST), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TEST.BATCH_SIZE": _COUNT,
     "TEST.NUM_ENSEMBLE_VIEWS": _COUNT,
     "TEST.NUM_SPATIAL_CROPS": one_of(1, 3),

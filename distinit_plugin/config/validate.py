@@ -16,6 +16,7 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
+from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
 from distinit_plugin.config.validate_networks import (
     flow_problems,
     head_problems,
@@ -293,6 +294,8 @@ def _purpose(cfg: CfgNode) -> Problems:
 
 
 def _corpora(cfg: CfgNode) -> Problems:
+    if cfg.DETECTION.ENABLE:  # keyframe_problems speaks of it
+        return
     listed = cfg.DATA.PATH_TO_DATA_DIR
     for use, wanted in (("TRAIN", cfg.TRAIN.ENABLE), ("TEST", cfg.TEST.ENABLE)):
         if wanted and not cfg.CORPUS[use] and not listed:
@@ -350,6 +353,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
+    (keyframe_problems, (*KEYFRAME_KEYS, "ROI.PROPOSALS", "DISTILL.")),
     (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""
