@@ -114,6 +114,12 @@ _C.SOLVER.ZERO_WD_1D_PARAM = False  # no weight decay for biases and other 1-D p
 _C.SOLVER.CLIP_GRAD_VAL = 0.0  # clip each gradient entry to ±this; 0: off
 _C.SOLVER.CLIP_GRAD_L2NORM = 0.0  # clip the global gradient norm to this; 0: off
 
+_C.DETECTION = CfgNode()
+_C.DETECTION.ENABLE = False  # classify persons' boxes in keyframes (AVA, KEYFRAMES) instead of whole clips
+_C.DETECTION.ALIGNED = True  # RoIAlign without its old shift by half a cell
+_C.DETECTION.SPATIAL_SCALE_FACTOR = 0  # stride that ROI.LAYER must have, pixels; 0: whatever it is
+_C.DETECTION.ROI_XFORM_RESOLUTION = 7  # cells of a box on each side, over which the maximum is taken
+
 _C.TENSORBOARD = CfgNode()
 _C.TENSORBOARD.ENABLE = False  # write scalars for TensorBoard
 _C.TENSORBOARD.LOG_DIR = ""  # under OUTPUT_DIR; empty: "tensorboard"
@@ -233,9 +239,24 @@ TEACHER_ENTRY.ALIGNMENT = "center"  # ARCH flow: a slice of several frames has t
 TEACHER_ENTRY.DECODER_NORM = False  # ARCH flow: batch normalisation in the decoders spatial and pwc
 
 _C.ACTION = CfgNode()
-_C.ACTION.LOSS = "cross_entropy"  # loss on labels
+_C.ACTION.LOSS = "cross_entropy"  # loss on labels; bce: on the actions of boxes, with DETECTION.ENABLE
 _C.ACTION.LOSS_WEIGHT = 0.0  # factor of the action term; 0: labels are not needed
 _C.ACTION.LABEL_SMOOTHING = 0.0  # [0, 1)
+
+_C.ROI = CfgNode()  # how boxes are found and classified, with DETECTION.ENABLE
+_C.ROI.LAYER = ""  # layer of MODEL.MODEL_NAME whose map is pooled ("4F"), several joined by "+"; empty: the last one
+_C.ROI.POOL = "avg"  # "avg" or "max": over the time steps of that map
+_C.ROI.DILATION = False  # the network's last stage keeps the resolution of the one before, with dilated kernels
+_C.ROI.PROPOSALS = "given"  # boxes: "given" by files; of a frozen "rpn" on the keyframe (RPN); of an "own" RPN on LAYER
+_C.ROI.REFINE_BOXES = False  # learn one correction per box, whatever the action; not of given boxes
+_C.ROI.SAMPLES = 64  # boxes that a training step draws from the proposals of each keyframe
+_C.ROI.POSITIVE_SHARE = 0.25  # at most this share of them are of persons, the others background; (0, 1]
+_C.ROI.MATCH_IOU = 0.5  # overlap with an annotated box from which on a proposal is of that person
+_C.ROI.BOX_LOSS_WEIGHT = 1.0  # factor of the corrections' loss, with REFINE_BOXES; above 0
+_C.ROI.PROPOSAL_LOSS_WEIGHT = 1.0  # factor of the loss of an "own" RPN; above 0
+_C.ROI.SCORE_FLOOR = 0.0  # test: detections below are left out, [0, 1)
+_C.ROI.NMS = 0.6  # test of proposals: of two boxes of one action that overlap more, the better one stays; 1: both
+_C.ROI.MAX_DETECTIONS = 100  # test: best detections (box × action) of a keyframe that are kept; 0: all
 
 _C.RUNNER = CfgNode()
 _C.RUNNER.CLIPS_PER_EPOCH = 0  # clips (all ranks together) that make an epoch; 0: the corpus once

@@ -49,7 +49,9 @@ INFLATABLE = (
 IMAGE_NETWORKS = ("Res2D",)
 """The networks of this package that are image networks themselves."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine", FLOW_LOSS)
-ACTION_LOSSES = ("cross_entropy",)
+BOX_LOSS = "bce"
+"""The loss on the actions of boxes."""
+ACTION_LOSSES = ("cross_entropy", BOX_LOSS)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
 """The papers' names of the end-points from which S3DG can have temporal kernels and gates."""
 _END_POINTS = {
@@ -310,6 +312,22 @@ RULES: dict[str, Rule] = {
     "ACTION.LOSS": registered(ACTION_LOSSES, LOSSES, without=DISTILL_LOSSES),
     "ACTION.LOSS_WEIGHT": _FROM_ZERO,
     "ACTION.LABEL_SMOOTHING": _FRACTION,
+    "DETECTION.SPATIAL_SCALE_FACTOR": number(least=0, most=1024),
+    "DETECTION.ROI_XFORM_RESOLUTION": number(least=1, most=64),
+    "ROI.LAYER": Rule(
+        "a layer's name, several joined by +, or empty",
+        lambda value: not value or all(map(str.strip, value.split("+"))),
+    ),
+    "ROI.POOL": one_of("avg", "max"),
+    "ROI.PROPOSALS": one_of("given", "rpn", "own"),
+    "ROI.SAMPLES": _COUNT,
+    "ROI.POSITIVE_SHARE": number(above=0, most=1),
+    "ROI.MATCH_IOU": number(above=0, most=1),
+    "ROI.BOX_LOSS_WEIGHT": number(above=0),
+    "ROI.PROPOSAL_LOSS_WEIGHT": number(above=0),
+    "ROI.SCORE_FLOOR": _FRACTION,
+    "ROI.NMS": number(above=0, most=1),
+    "ROI.MAX_DETECTIONS": _FROM_ZERO,
     "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
     "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
     "RUNNER.ACCUMULATE": _COUNT,

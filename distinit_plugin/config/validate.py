@@ -17,6 +17,7 @@ from distinit_plugin.config.rules import (
     Rule,
 )
 from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
+from distinit_plugin.config.validate_detection import detection_problems
 from distinit_plugin.config.validate_networks import (
     flow_problems,
     head_problems,
@@ -354,6 +355,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
     (keyframe_problems, (*KEYFRAME_KEYS, "ROI.PROPOSALS", "DISTILL.")),
+    (detection_problems, ("DETECTION.", "ROI.", "ACTION.", "DISTILL.")),
     (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""

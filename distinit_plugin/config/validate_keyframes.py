@@ -82,12 +82,6 @@ def _without_effect(cfg: CfgNode) -> Problems:
         yield "CORPUS.TEST_CLIPS: with DETECTION.ENABLE True there is one clip for each keyframe. Set it uniform."
     if cfg.DISTILL.GRID.CLIPS:
         yield "DISTILL.GRID.CLIPS: with DETECTION.ENABLE True there is one clip for each keyframe. Set it 0."
-    for name, entry in cfg.DISTILL.TEACHERS.items():
-        if entry.CACHE and entry.LOSS_WEIGHT > 0:
-            yield (
-                f"DISTILL.TEACHERS.{name}.CACHE: with DETECTION.ENABLE True clips lie around keyframes, for which no "
-                "targets are cached. Leave it empty."
-            )
 
 
 def given_boxes(cfg: CfgNode) -> str:
