@@ -23,7 +23,7 @@ _C.LOG_MODEL_INFO = True  # print parameters and terms at start
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.ENABLE = True  # train
-_C.TRAIN.DATASET = "kinetics"  # "kinetics": {train,val,test}.csv of "path label" rows under DATA.PATH_TO_DATA_DIR
+_C.TRAIN.DATASET = "kinetics"  # {train,val,test}.csv under DATA.PATH_TO_DATA_DIR, or CORPUS; "ava": with DETECTION
 _C.TRAIN.BATCH_SIZE = 32  # clips per optimizer step on this shard (all its GPUs together)
 _C.TRAIN.EVAL_PERIOD = 1  # epochs between validations; the last epoch is always validated
 _C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between checkpoints; the last epoch is always saved
@@ -52,10 +52,34 @@ _C.DATA.TRAIN_JITTER_SCALES = [128, 160]  # range of the short side from which t
 _C.DATA.TRAIN_CROP_SIZE = 112  # training crop, pixels
 _C.DATA.TEST_CROP_SIZE = 112  # test crop, pixels
 _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; switch off for left/right labels and digits
+_C.DATA.TRAIN_PCA_EIGVAL = [0.225, 0.224, 0.229]  # AVA.TRAIN_USE_COLOR_AUGMENTATION: sizes of three changes of colour
+_C.DATA.TRAIN_PCA_EIGVEC = [  # and their directions: a row for each of red, green and blue, a column for each change
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.814],
+    [-0.5836, -0.6948, 0.4203],
+]
 
 _C.DATA_LOADER = CfgNode()
 _C.DATA_LOADER.NUM_WORKERS = 2  # decoding processes per rank; 0: in the main process
 _C.DATA_LOADER.PIN_MEMORY = True  # page-locked batches; only used with a GPU
+
+_C.AVA = CfgNode()  # keyframes with boxes, in AVA's files (with DETECTION.ENABLE); lists are files of ANNOTATION_DIR
+_C.AVA.ANNOTATION_DIR = ""  # folder of the csv files and the label map
+_C.AVA.FRAME_DIR = ""  # folder of extracted frames (see KEYFRAMES for videos themselves)
+_C.AVA.FRAME_LIST_DIR = ""  # folder of TRAIN_LISTS and TEST_LISTS; empty: a video's frames are FRAME_DIR/VIDEO/*.jpg
+_C.AVA.TRAIN_LISTS = ["train.csv"]  # which frames there are of each training video, in order
+_C.AVA.TEST_LISTS = ["val.csv"]  # the same for validation and test
+_C.AVA.TRAIN_GT_BOX_LISTS = ["ava_train_v2.2.csv"]  # training: annotated boxes
+_C.AVA.TRAIN_PREDICT_BOX_LISTS = []  # training: boxes of a detector that are added, scores in the 8th column
+_C.AVA.TEST_PREDICT_BOX_LISTS = ["ava_val_predicted_boxes.csv"]  # validation, test: the boxes that are classified
+_C.AVA.DETECTION_SCORE_THRESH = 0.9  # predicted boxes below this score are left out
+_C.AVA.TRAIN_USE_COLOR_AUGMENTATION = False  # training: change the colours of clips at random
+_C.AVA.TRAIN_PCA_JITTER_ONLY = True  # only along DATA.TRAIN_PCA_EIGVEC; False: brightness, contrast, saturation too
+_C.AVA.TEST_FORCE_FLIP = False  # validation, test: mirror all pictures
+_C.AVA.FULL_TEST_ON_VAL = False  # validation in training: all keyframes; False: those at seconds divisible by 4
+_C.AVA.GROUNDTRUTH_FILE = "ava_val_v2.2.csv"  # validation, test: annotated boxes
+_C.AVA.LABEL_MAP_FILE = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"  # names of the actions that are evaluated
+_C.AVA.EXCLUSION_FILE = "ava_val_excluded_timestamps_v2.2.csv"  # keyframes that are not evaluated; empty: none
 
 _C.MODEL = CfgNode()
 _C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
@@ -140,6 +164,15 @@ _C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
 _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad
 _C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of its training, validation or test videos are bad
 _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
+
+_C.KEYFRAMES = CfgNode()  # what the AVA node of PySlowFast cannot say
+_C.KEYFRAMES.VIDEO_DIR = ""  # folder of one video file for each name in the csv files; empty: AVA.FRAME_DIR
+_C.KEYFRAMES.VIDEO_START = 0.0  # time stamp of the first picture of those files, seconds; 900: cut as for AVA's frames
+_C.KEYFRAMES.FRAMES_START = 900.0  # time stamp of the first extracted frame, seconds
+_C.KEYFRAMES.FRAMES_FPS = 30.0  # extracted frames per second
+_C.KEYFRAMES.SECONDS = [902.0, 1798.0]  # first and last time stamp that are used
+_C.KEYFRAMES.LABEL_IOU = 0.0  # predicted training boxes without actions take those of overlapping annotated ones; 0: off
+_C.KEYFRAMES.TEST_BOXES = "predicted"  # validation, test: "predicted" or "ground_truth" boxes are classified
 
 _C.FLOW = CfgNode()  # optical flow, where a network sees it
 _C.FLOW.STORE = ""  # folder that distinit extract-flow wrote; empty: flow is computed from the frames, on the device

@@ -132,6 +132,11 @@ def items(rule: Rule, *lengths: int) -> Rule:
     )
 
 
+def any_number_of(rule: Rule) -> Rule:
+    """A list, perhaps empty, whose entries all pass a rule."""
+    return Rule(f"a list, each entry {rule.allowed}", lambda value: all(map(rule.accepts, value)))
+
+
 def address() -> Rule:
     """``tcp://ADDRESS:PORT`` or empty; an IPv6 address stands in brackets."""
     shape = re.compile(r"tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -225,11 +230,15 @@ RULES: dict[str, Rule] = {
     "NUM_SHARDS": _COUNT,
     "SHARD_ID": _FROM_ZERO,
     "LOG_PERIOD": _COUNT,
-    "TRAIN.DATASET": Rule("kinetics (other data sets go into CORPUS.TRAIN)", lambda value: value.lower() == "kinetics"),
+    "TRAIN.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TRAIN), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TRAIN.BATCH_SIZE": _COUNT,
     "TRAIN.EVAL_PERIOD": _COUNT,
     "TRAIN.CHECKPOINT_PERIOD": _COUNT,
-    "TEST.DATASET": Rule("kinetics (other data sets go into CORPUS.TEST)", lambda value: value.lower() == "kinetics"),
+    "TEST.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TEST), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TEST.BATCH_SIZE": _COUNT,
     "TEST.NUM_ENSEMBLE_VIEWS": _COUNT,
     "TEST.NUM_SPATIAL_CROPS": one_of(1, 3),
@@ -241,6 +250,14 @@ RULES: dict[str, Rule] = {
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
+    "DATA.TRAIN_PCA_EIGVAL": items(_FROM_ZERO, 3),
+    "DATA.TRAIN_PCA_EIGVEC": items(items(number(least=-1e6, most=1e6), 3), 3),
+    "AVA.TRAIN_LISTS": items(_NOT_EMPTY),
+    "AVA.TEST_LISTS": items(_NOT_EMPTY),
+    "AVA.TRAIN_GT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TRAIN_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TEST_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.DETECTION_SCORE_THRESH": number(least=0, most=1),
     "DATA_LOADER.NUM_WORKERS": number(least=0, most=1024),
     "MODEL.MODEL_NAME": network_name(),
     "MODEL.NUM_CLASSES": _COUNT,
@@ -274,6 +291,12 @@ RULES: dict[str, Rule] = {
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "KEYFRAMES.VIDEO_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_FPS": number(above=0, most=1000),
+    "KEYFRAMES.SECONDS": items(_FROM_ZERO, 2),
+    "KEYFRAMES.LABEL_IOU": number(least=0, most=1),
+    "KEYFRAMES.TEST_BOXES": one_of("predicted", "ground_truth"),
     "FLOW.LAYOUT": one_of("store", "jpg", "npy"),
     "FLOW.MISSING": one_of("refuse", "live"),
     "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
