@@ -8,6 +8,7 @@ from distinit_plugin.building.data import (
     build_corpora,
     build_dataset,
     build_grid_dataset,
+    build_records,
     build_test_loader,
     build_train_loader,
     build_train_sampler,
@@ -15,6 +16,7 @@ from distinit_plugin.building.data import (
     view_specs,
 )
 from distinit_plugin.building.flow import build_live_flow
+from distinit_plugin.building.keyframes import build_keyframes, build_sources
 from distinit_plugin.building.networks import (
     build_network,
     build_objective,
@@ -35,11 +37,14 @@ __all__ = [
     "build_corpora",
     "build_dataset",
     "build_grid_dataset",
+    "build_keyframes",
     "build_live_flow",
     "build_network",
     "build_objective",
     "build_optimizer",
+    "build_records",
     "build_schedule",
+    "build_sources",
     "build_targets",
     "build_teacher",
     "build_teachers",
