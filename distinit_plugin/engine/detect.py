@@ -27,7 +27,6 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.types import BOXES, BadVideo, Batch, ModelOutput
 
-
 DETECTIONS_FILE = "detections.csv"
 """Below the folder of a test's results; in the official form, which evaluators of others read, too."""
 
@@ -57,6 +56,7 @@ class BoxEvaluation:
         table: The detections.
         num_keyframes: Keyframes of the list.
         num_seen: Of them, those that could be read.
+        num_videos: Videos that they are of.
         bad: Files that could not be, with the reason.
     """
 
@@ -65,6 +65,7 @@ class BoxEvaluation:
     table: BoxTable
     num_keyframes: int
     num_seen: int
+    num_videos: int
     bad: list[BadVideo]
 
     def metrics(self) -> dict[str, Any]:
