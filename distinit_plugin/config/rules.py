@@ -65,7 +65,7 @@ _END_POINTS = {
 """The papers' names of all end-points → TF-slim's."""
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
-FRAME_PICKS = ("center", "random", "uniform", "clip")
+FRAME_PICKS = ("center", "keyframe", "random", "uniform", "clip")
 
 
 class Rule(NamedTuple):
