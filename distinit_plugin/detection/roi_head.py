@@ -80,7 +80,7 @@ class RoiHead(nn.Module):
         Returns:
             Logits (R,K) and offsets (R,4) or ``None``.
         """
-        pooled = [self._of_boxes(feature_map, stride, boxes) for feature_map, stride in zip(maps, self.strides, strict=True)]
+        pooled = [self._of_boxes(part, stride, boxes) for part, stride in zip(maps, self.strides, strict=True)]
         features = functional.dropout(torch.cat(pooled, dim=1), self.dropout_rate, self.training)
         return self.projection(features), None if self.offsets is None else self.offsets(features)
 
