@@ -33,6 +33,8 @@ VERBS = {
     "run-splits": Verb("run_splits", "run all three splits of UCF-101 or HMDB-51 and print their mean and deviation"),
     "predict": Verb("predict", "print the top classes of videos by name"),
     "demo": Verb("demo", "draw on a video what a trained network says of it: classes, or boxes and actions"),
+    "detect-persons": Verb("detect_persons", "boxes of persons on keyframes as AVA's csv files have them; resumable"),
+    "train-rpn": Verb("train_rpn", "train a region proposal network of persons on keyframes with boxes"),
     "probe": Verb("probe", "k-NN, linear probe and softmax (Fixed) on a checkpoint's frozen features"),
     "probe-motion": Verb("probe_motion", "how much optical flow can be decoded from the layers of a network"),
     "describe": Verb("describe", "parameters, GMACs, layer shapes, strides and receptive fields of a network"),

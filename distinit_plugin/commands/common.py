@@ -48,6 +48,17 @@ def positive(word: str) -> float:
     return value
 
 
+def number(word: str) -> float:
+    """The type of a flag that takes any finite number."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number")
+    return value
+
+
 def probability(word: str) -> float:
     """The type of a flag that takes a number from 0 to 1."""
     try:

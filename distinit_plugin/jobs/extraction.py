@@ -96,7 +96,7 @@ def extract(
         specs = dict(network.view_specs("test"))
         check_windows(checkpoint, network)
         session.check_convolutions(network, specs)
-        _settle(output, _settings(session, network, names, spacing, fmt))
+        settle(output, _settings(session, network, names, spacing, fmt))
         job = _Job(session, network, names, spacing, fmt, batch_size or trained.cfg.TEST.BATCH_SIZE, timeout)
         result = Extraction()
         videos = list(dict.fromkeys(map(os.path.abspath, paths)))
@@ -226,25 +226,30 @@ def _settings(session: Session, network: Network, names: list[str], spacing: Spa
     }
 
 
-def _settle(output: Path, settings: dict[str, str]) -> None:
+def settle(output: Path, settings: Mapping[str, str], what: str = "features") -> None:
     """Note the settings of a new folder; refuse a folder of others.
+
+    Args:
+        output: The folder.
+        settings: What its files depend on, in words.
+        what: Its files.
 
     Raises:
         UserError: It is, or it cannot be written.
     """
     path = output / SETTINGS_FILE
     if not path.is_file():
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_text(path, json.dumps(dict(settings), indent=2) + "\n")
         return
     try:
         known: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {str(key): str(value) for key, value in known.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not readable as settings of features ({error}). Name another --output.") from error
+        raise UserError(f"{path} is not readable as settings of {what} ({error}). Name another --output.") from error
     differing = [key for key in settings if known.get(key) != settings[key]]
     if differing:
         told = "; ".join(f"{key}: {known.get(key, 'not known')} there, {settings[key]} now" for key in differing)
-        raise UserError(f"the features in {output} were made otherwise ({told}). Name another --output.")
+        raise UserError(f"the {what} in {output} were made otherwise ({told}). Name another --output.")
 
 
 def _write_table(output: Path, result: Extraction) -> None:
