@@ -14,6 +14,7 @@ from distinit_plugin.building.data import (
     has_corpus,
     view_specs,
 )
+from distinit_plugin.building.detection import Judge, build_judge, build_selection
 from distinit_plugin.building.flow import build_live_flow
 from distinit_plugin.building.networks import (
     build_network,
@@ -32,14 +33,17 @@ from distinit_plugin.building.targets import build_targets, describe_targets, sh
 __all__ = [
     "CORPUS_KEYS",
     "FRAME_INDEX_FOLDER",
+    "Judge",
     "build_corpora",
     "build_dataset",
     "build_grid_dataset",
+    "build_judge",
     "build_live_flow",
     "build_network",
     "build_objective",
     "build_optimizer",
     "build_schedule",
+    "build_selection",
     "build_targets",
     "build_teacher",
     "build_teachers",

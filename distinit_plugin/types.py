@@ -13,6 +13,7 @@ from torch import Tensor
 
 Modality = Literal["rgb", "flow"]
 Pick = Literal["clip", "center", "keyframe", "random", "uniform"]
+Crop = Literal["shared", "center", "whole"]
 Split = Literal["train", "val", "test"]
 
 
@@ -47,7 +48,7 @@ class ViewSpec:
     crop_size: int = 112
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
-    crop: Literal["shared", "center", "whole"] = "shared"
+    crop: Crop = "shared"
     pick_from: int = 0
 
     @property

@@ -373,9 +373,15 @@ class ClipDataset(Dataset[Sample]):
     def _view_region(self, frames: FrameIndex, regions: Mapping[str, Geometry]) -> ViewRegion:
         """What the student's view shows."""
         shown = regions[self._clip_spec.crop]
-        size = view_size(self._clip_spec, shown)
+        height, width = view_size(self._clip_spec, shown)
         return ViewRegion(
-            *(frames.height, frames.width),
-            *(shown.top, shown.left, shown.height, shown.width, shown.flip),
-            *size,
+            frame_height=frames.height,
+            frame_width=frames.width,
+            top=shown.top,
+            left=shown.left,
+            height=shown.height,
+            width=shown.width,
+            flip=shown.flip,
+            view_height=height,
+            view_width=width,
         )

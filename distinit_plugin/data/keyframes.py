@@ -34,9 +34,9 @@ class KeyframeDataset(ClipDataset):
     """Clips around annotated moments. ``dataset[key]`` is a pure function of (seed, key); ``key.index`` is a keyframe.
 
     Samples have ``region``, where there are boxes ``targets["boxes"]`` float32 (N,4), pixels of the student's view, and
-    where these come with actions ``targets["actions"]`` float32 (N,K). Training: boxes of which the crop leaves nothing are dropped
-    with their actions, so that N may be 0; bad videos are replaced as in ``ClipDataset``. Validation and test: row i is
-    ``keyframes.boxes(key.index)[i]``; ``key.crop`` 1 mirrors the view.
+    where these come with actions ``targets["actions"]`` float32 (N,K). Training: boxes of which the crop leaves nothing
+    are dropped with their actions, so that N may be 0; bad videos are replaced as in ``ClipDataset``. Validation and
+    test: row i is ``keyframes.boxes(key.index)[i]``; ``key.crop`` 1 mirrors the view.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Dilated kernels in place of a stride: a network's last stage keeps the resolution of the stage before.
 
 Source: L.-C. Chen et al., "DeepLab" (arXiv 1606.00915) §3.1. At every second cell, in height and width, the map is the
-one of the network with its stride, from the same weights.
+one of the network with its stride, from the same weights (feature gates, which average over the map, aside).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.external import ExternalNetwork
+from distinit_plugin.models.external import FAST, ExternalNetwork
 from distinit_plugin.models.inception import EndPoints
 from distinit_plugin.models.network import TrunkNetwork, VideoNetwork
 from distinit_plugin.models.padding import MaxPool3d
@@ -40,7 +40,7 @@ def dilate_last_stage(network: VideoNetwork) -> EndPoints:
     trunk = network.model if isinstance(network, ExternalNetwork) else network
     if not isinstance(network, ExternalNetwork | TrunkNetwork):
         raise _no_stage(network, "its layers are not run one after the other")
-    stages = {name.removesuffix(".fast") for name in last}
+    stages = {name.removesuffix(FAST) for name in last}
     # Through the parents, so that a stage that is a pool itself is found, too.
     taken = [_dilate(trunk, name) for name, _ in list(trunk.named_modules()) if _is_within(name, stages)]
     if not any(taken):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from distinit_plugin.detection.geometry import Boxes, clip_boxes, has_area
+from distinit_plugin.detection.geometry import Boxes
+from distinit_plugin.detection.joining import inside_frame, join, label_by_overlap, select
 from distinit_plugin.detection.sources import Sources
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.errors import UserError
@@ -109,6 +110,11 @@ class Keyframes:
         return (1.0,)
 
     @property
+    def num_videos(self) -> int:
+        """Number of videos that they are of."""
+        return len(self.videos)
+
+    @property
     def num_boxes(self) -> int:
         """Boxes of all keyframes."""
         return len(self._boxes)
@@ -190,75 +196,139 @@ class Keyframes:
         return result
 
 
-# ----------------------------------------------------------------------------------------------------- tables of boxes
-def join(tables: Sequence[BoxTable]) -> BoxTable:
-    """The rows of several tables, one after the other."""
-    videos = tuple(sorted({video for table in tables for video in table.videos}))
-    places = {video: place for place, video in enumerate(videos)}
-    maps = [np.array([places[video] for video in table.videos], dtype=np.int32) for table in tables]
-    empty = [table.keyframes.copy() for table in tables]
-    for keyframes, places_of in zip(empty, maps, strict=True):
-        keyframes[:, 0] = places_of[keyframes[:, 0].astype(np.int64)]
-    return BoxTable(
-        videos,
-        _joined([new[table.video] for new, table in zip(maps, tables, strict=True)], np.int32),
-        _joined([table.seconds for table in tables], np.float64),
-        _joined([table.boxes for table in tables], np.float64, 4),
-        _joined([table.actions for table in tables], np.int32),
-        _joined([table.scores for table in tables], np.float64),
-        _joined(empty, np.float64, 2),
+@dataclass(frozen=True)
+class Choice:
+    """Which keyframes of some files are used.
+
+    Attributes:
+        first: The first time stamp, seconds.
+        last: The last one.
+        every: Only seconds that it divides; 0: all.
+        excluded: (video, second) that are left out.
+    """
+
+    first: float = AVA_SECONDS[0]
+    last: float = AVA_SECONDS[1]
+    every: int = 0
+    excluded: Collection[tuple[str, float]] = frozenset()
+
+    def moments(self, table: BoxTable, *, empty: bool = False) -> list[Moment]:
+        """The keyframes of a table's rows; with ``empty`` those without boxes, too."""
+        stamps = np.column_stack([table.video.astype(np.float64), table.seconds])
+        if empty:
+            stamps = np.concatenate([stamps, table.keyframes])
+        stamps = np.unique(stamps, axis=0)
+        seconds = stamps[:, 1]
+        kept = (seconds >= self.first) & (seconds <= self.last)
+        if self.every:
+            kept &= seconds % self.every == 0
+        moments = (Moment(table.videos[int(video)], float(second)) for video, second in stamps[kept])
+        return [moment for moment in moments if moment not in self.excluded]
+
+
+def training_keyframes(
+    name: str,
+    truth: Sequence[BoxTable],
+    predicted: Sequence[BoxTable],
+    sources: Sources,
+    *,
+    choice: Choice,
+    least_score: float,
+    label_iou: float = 0.0,
+    class_names: list[str] | None = None,
+) -> Keyframes:
+    """All keyframes with boxes: annotated and predicted ones together, as PySlowFast joins them.
+
+    Args:
+        name: How messages call the files.
+        truth: Annotated boxes.
+        predicted: Boxes of a detector, with or without actions.
+        sources: Where the pictures are.
+        choice: Which keyframes.
+        least_score: Predicted boxes below this score are left out.
+        label_iou: Predicted boxes without actions take those of the annotated box that they overlap by at least this
+            much, and are left out where there is none; 0: they stay without actions.
+        class_names: Name of each class.
+
+    Raises:
+        UserError: There is no box, or none is left.
+    """
+    known, found = join(truth), join(predicted)
+    left = [f"{len(known)} annotated rows", f"{len(found)} predicted ones"]
+    found = _confident(found, least_score, left)
+    if label_iou:
+        found = label_by_overlap(found, known, label_iou)
+        left.append(f"{len(found)} with actions (KEYFRAMES.LABEL_IOU {label_iou:g})")
+    table, notes = _inside(join([known, found]))
+    moments = _some(name, choice.moments(table), choice, left)
+    return Keyframes(name, moments, table, sources, class_names=class_names, notes=notes)
+
+
+def evaluated_keyframes(
+    name: str,
+    table: BoxTable,
+    sources: Sources,
+    *,
+    choice: Choice,
+    boxes: Literal["predicted", "ground_truth", "none"],
+    least_score: float = 0.0,
+    class_names: list[str] | None = None,
+) -> Keyframes:
+    """The keyframes of a validation or test.
+
+    Args:
+        name: How messages call the file.
+        table: Predicted boxes, or annotated ones.
+        sources: Where the pictures are.
+        choice: Which keyframes.
+        boxes: ``predicted``: keyframes with boxes of at least ``least_score``. ``ground_truth``: with annotated boxes,
+            which come with their actions. ``none``: all keyframes of the annotation, without their boxes.
+        least_score: See ``boxes``.
+        class_names: Name of each class.
+
+    Raises:
+        UserError: There is no box, or none is left.
+    """
+    left = [f"{len(table)} rows"]
+    if boxes == "predicted":
+        table = _confident(table, least_score, left)
+    shown, notes = _inside(table)
+    moments = choice.moments(table, empty=True) if boxes == "none" else choice.moments(shown)
+    return Keyframes(
+        name,
+        _some(name, moments, choice, left),
+        None if boxes == "none" else shown,
+        sources,
+        class_names=class_names,
+        has_actions=boxes == "ground_truth",
+        notes=notes,
     )
 
 
-def _joined(parts: list[npt.NDArray[Any]], dtype: npt.DTypeLike, *width: int) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros((0, *width), dtype), *parts]).astype(dtype, copy=False)
+def _confident(table: BoxTable, least_score: float, left: list[str]) -> BoxTable:
+    """The rows with enough score; their number is added to ``left``."""
+    table = select(table, table.scores >= least_score)
+    left.append(f"{len(table)} with a score of at least {least_score:g} (AVA.DETECTION_SCORE_THRESH)")
+    return table
 
 
-def select(table: BoxTable, rows: npt.NDArray[Any]) -> BoxTable:
-    """Some rows of a table, by number or by mask; keyframes without boxes stay."""
-    columns = (table.video, table.seconds, table.boxes, table.actions, table.scores)
-    return BoxTable(table.videos, *(column[rows] for column in columns), table.keyframes)
+def _inside(table: BoxTable) -> tuple[BoxTable, list[str]]:
+    """The rows whose boxes are in the picture, and a note on the others."""
+    kept = inside_frame(table)
+    lost = len(table) - len(kept)
+    return kept, [f"{lost} of {len(table)} boxes are empty or outside the picture; they are left out."] * bool(lost)
 
 
-def inside_frame(table: BoxTable) -> BoxTable:
-    """The rows whose box is one, and of which something lies in the picture."""
-    return select(table, has_area(table.boxes) & has_area(clip_boxes(table.boxes, 1.0, 1.0)))
+def _some(name: str, moments: list[Moment], choice: Choice, left: list[str]) -> list[Moment]:
+    """``moments``, unless there are none.
 
-
-def label_by_overlap(boxes: BoxTable, truth: BoxTable, least_iou: float) -> BoxTable:
-    """Give boxes without actions those of the annotated box that overlaps most; boxes without such a one are left out.
-
-    Args:
-        boxes: Of a detector; rows with actions are kept as they are.
-        truth: Annotated boxes.
-        least_iou: Intersection over union that is enough, (0, 1].
-
-    Returns:
-        The rows of ``boxes`` that have actions, then one row for each action of the others.
+    Raises:
+        UserError: There are none; ``left`` says what was there.
     """
-    both = join([boxes, truth])
-    _, key = np.unique(np.column_stack([both.video, both.seconds]), axis=0, return_inverse=True)
-    open_rows = np.flatnonzero(boxes.actions == NO_ACTION)
-    known = len(boxes) + np.flatnonzero(truth.actions != NO_ACTION)
-    known = known[np.argsort(key[known], kind="stable")]
-    begin, end = (np.searchsorted(key[known], key[open_rows], side=side) for side in ("left", "right"))
-    counts = end - begin
-    open_rows, begin, counts = open_rows[counts > 0], begin[counts > 0], counts[counts > 0]
-    firsts = np.cumsum(counts) - counts
-    pair = np.repeat(np.arange(len(open_rows)), counts)
-    partner = known[np.repeat(begin - firsts, counts) + np.arange(counts.sum())]
-    iou = overlap(both.boxes[open_rows][pair], both.boxes[partner])
-    best = np.maximum.reduceat(iou, firsts) if len(iou) else iou
-    taken = (iou >= least_iou) & (iou == best[pair])
-    found = select(boxes, open_rows[pair[taken]])
-    labelled = replace(found, actions=both.actions[partner[taken]])
-    return join([select(boxes, boxes.actions != NO_ACTION), labelled])
-
-
-def overlap(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
-    """(n,) intersection over union of pairs of boxes (n,4)."""
-    low, high = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
-    common = np.clip(high - low, 0.0, None).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    shares: npt.NDArray[np.float64] = common / np.maximum(areas[0] + areas[1] - common, np.finfo(np.float64).tiny)
-    return shares
+    if moments:
+        return moments
+    every = f", divisible by {choice.every} (see AVA.FULL_TEST_ON_VAL)" if choice.every else ""
+    raise UserError(
+        f"{name}: no keyframe is left. Of it: {', '.join(left)}; used are boxes inside the picture at seconds "
+        f"{choice.first:g} to {choice.last:g} (KEYFRAMES.SECONDS){every} that AVA.EXCLUSION_FILE does not name."
+    )

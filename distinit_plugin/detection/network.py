@@ -197,7 +197,4 @@ class RoiNetwork(VideoNetwork):
 
     def _keyframe_of(self, feature_map: Tensor) -> Tensor:
         """(B,C,T',H,W) → (B,C,H,W): the slice over frame T // 2 of the clip."""
-        info = self._layers[self.roi_layers[0]]
-        num_frames = feature_map.shape[2]
-        place = min(num_frames * info.temporal_stride // 2 // info.temporal_stride, num_frames - 1)
-        return feature_map[:, :, place]
+        return feature_map[:, :, feature_map.shape[2] // 2]

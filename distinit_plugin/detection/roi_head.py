@@ -87,9 +87,8 @@ class RoiHead(nn.Module):
     def _of_boxes(self, feature_map: Tensor, stride: int, boxes: Tensor) -> Tensor:
         """(B,C,T,H,W) → (R,C)."""
         image = feature_map.mean(dim=2) if self.pool == "avg" else feature_map.amax(dim=2)
-        # RoIAlign needs one type for both, and coordinates need all of fp32.
-        with torch.autocast(image.device.type, enabled=False):
-            cells = roi_align(
-                image.float(), boxes.float(), self.resolution, 1 / stride, sampling_ratio=0, aligned=self.aligned
-            )
-            return cells.amax(dim=(2, 3))
+        # One type for both, and coordinates need all of fp32.
+        cells = roi_align(
+            image.float(), boxes.float(), self.resolution, 1 / stride, sampling_ratio=0, aligned=self.aligned
+        )
+        return cells.amax(dim=(2, 3))

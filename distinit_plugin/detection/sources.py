@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, overload
-
-import numpy as np
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.video.decode import open_video
@@ -116,8 +114,8 @@ class FrameFiles:
         self.start = start
         self._folder = os.fspath(folder)
         self._fps = fps
-        self._lists = None if lists is None else {name: PathList(self._folder, paths) for name, paths in lists.items()}
-        self._listed: dict[str, PathList] = {}
+        self._lists = None if lists is None else {name: _Below(self._folder, paths) for name, paths in lists.items()}
+        self._listed: dict[str, Sequence[str]] = {}
 
     def path(self, name: str) -> str:
         """The folder of a video's (first) frame."""
@@ -137,27 +135,24 @@ class FrameFiles:
         near = min(max(int((second - self.start) * self._fps), 0), len(frames) - 1)
         return ImageReader(path, frames, timeout=timeout, fps=self._fps, sized_by=near)
 
-    def _frames_in(self, folder: str) -> PathList:
+    def _frames_in(self, folder: str) -> Sequence[str]:
         """The images of a folder."""
         if folder not in self._listed:
             while len(self._listed) >= _LISTED_FOLDERS:
                 del self._listed[next(iter(self._listed))]
-            self._listed[folder] = PathList(folder, [os.path.basename(path) for path in list_frames(folder)])
+            self._listed[folder] = list_frames(folder)
         return self._listed[folder]
 
 
-class PathList(Sequence[str]):
-    """Many paths below a folder in one buffer: AVA's frame lists have six million."""
+class _Below(Sequence[str]):
+    """Paths that start from a folder, joined when they are asked for."""
 
-    def __init__(self, folder: str, paths: Iterable[str]) -> None:
-        """Pack ``paths``, which start from ``folder``."""
+    def __init__(self, folder: str, paths: Sequence[str]) -> None:
         self._folder = folder
-        encoded = [os.fsencode(path) for path in paths]
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self._text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._paths = paths
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._paths)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -165,12 +160,8 @@ class PathList(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} paths, there is no number {index}")
-        index %= len(self)
-        start = int(self._ends[index - 1]) if index else 0
-        return os.path.join(self._folder, os.fsdecode(self._text[start : int(self._ends[index])].tobytes()))
+            return [os.path.join(self._folder, path) for path in self._paths[index]]
+        return os.path.join(self._folder, self._paths[index])
 
 
 def _split(name: str) -> tuple[str, str]:

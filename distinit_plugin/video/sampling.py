@@ -86,7 +86,7 @@ def clip_at(start: int, num_video_frames: int, num_frames: int, sampling_rate: i
 
 
 def keyframe_clip(center: int, num_video_frames: int, num_frames: int, sampling_rate: int) -> Int64Array:
-    """The clip around a frame, which is number T//2 of it; beyond the ends of the video its first or last frame repeats.
+    """The clip around a frame, which is number T//2 of it; beyond the video's ends its first or last frame repeats.
 
     For even T the frames of PySlowFast's ``get_sequence`` (``slowfast/datasets/utils.py``).
 
