@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.validate_detection import RANDOM
 from distinit_plugin.detection.anchors import Choice
 from distinit_plugin.detection.proposals import KeyframeProposer, Proposer
 from distinit_plugin.detection.rpn import MapRpn, PersonRpn, load_rpn
@@ -13,9 +14,6 @@ from distinit_plugin.errors import naming
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.types import LayerInfo
 from distinit_plugin.weights import LoadReport
-
-NO_FILE = ("", "random")
-"""Values of RPN.WEIGHTS that ask for random weights."""
 
 
 def build_choice(cfg: CfgNode) -> Choice:
@@ -28,12 +26,9 @@ def build_person_rpn(cfg: CfgNode, clip: InputSpec) -> PersonRpn:
 
     Args:
         cfg: The configuration.
-        clip: What the student is fed: the same frame rate.
+        clip: Frame rate and sizes of crops.
     """
-    size = cfg.RPN.CROP_SIZE
-    spec = replace(
-        clip, train_crop_size=size, test_crop_size=size, mean=tuple(cfg.RPN.MEAN), std=tuple(cfg.RPN.STD), modality="rgb"
-    )
+    spec = replace(clip, modality="rgb", mean=tuple(cfg.RPN.MEAN), std=tuple(cfg.RPN.STD))
     return PersonRpn(
         cfg.RPN.ARCH,
         input=spec,
@@ -49,7 +44,7 @@ def load_person_rpn(cfg: CfgNode, rpn: PersonRpn) -> LoadReport | None:
     Raises:
         WeightsError: They are not on disk nor downloadable, unreadable, or of another network.
     """
-    if cfg.RPN.WEIGHTS in NO_FILE:
+    if cfg.RPN.WEIGHTS in RANDOM:
         return None
     with naming("RPN.WEIGHTS"):
         return load_rpn(rpn, cfg.RPN.WEIGHTS)
@@ -63,7 +58,8 @@ def proposer_builder(cfg: CfgNode, clip: InputSpec) -> Callable[[LayerInfo], Pro
     def build(layer: LayerInfo) -> Proposer:
         if cfg.ROI.PROPOSALS == "own":
             return MapRpn(layer, anchor_sizes=tuple(cfg.RPN.ANCHOR_SIZES), choice=build_choice(cfg))
-        rpn = build_person_rpn(cfg, clip)
+        size = cfg.RPN.CROP_SIZE
+        rpn = build_person_rpn(cfg, replace(clip, train_crop_size=size, test_crop_size=size))
         load_person_rpn(cfg, rpn)
         return KeyframeProposer(rpn)
 
