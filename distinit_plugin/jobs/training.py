@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.sampler import ClipSampler
+from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.modes import set_train_mode
@@ -25,6 +26,7 @@ from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.keyframes import evaluate_keyframes
+from distinit_plugin.jobs.proposals import measure_proposals
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
@@ -222,6 +224,15 @@ def _validation(
     cfg = session.cfg
     if not build.has_corpus(cfg, "val"):
         return None
+    if isinstance(student, PersonRpn):
+
+        def proposals() -> dict[str, float]:
+            distributed.share_buffers(objective.trainable)
+            figures = measure_proposals(session, student, "val")
+            session.refuse_bad_corpus(len(session.corpora.of("val")), "val")
+            return figures
+
+        return proposals
     if cfg.DETECTION.ENABLE:
         return _keyframe_validation(session, objective, student)
     if build.needs_own_logits(cfg) and not teachers:
