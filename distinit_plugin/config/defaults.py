@@ -171,7 +171,9 @@ _C.KEYFRAMES.VIDEO_START = 0.0  # time stamp of the first picture of those files
 _C.KEYFRAMES.FRAMES_START = 900.0  # time stamp of the first extracted frame, seconds
 _C.KEYFRAMES.FRAMES_FPS = 30.0  # extracted frames per second
 _C.KEYFRAMES.SECONDS = [902.0, 1798.0]  # first and last time stamp that are used
-_C.KEYFRAMES.LABEL_IOU = 0.0  # predicted training boxes without actions take those of overlapping annotated ones; 0: off
+_C.KEYFRAMES.LABEL_IOU = (
+    0.0  # predicted training boxes without actions take those of overlapping annotated ones; 0: off
+)
 _C.KEYFRAMES.TEST_BOXES = "predicted"  # validation, test: "predicted" or "ground_truth" boxes are classified
 
 _C.FLOW = CfgNode()  # optical flow, where a network sees it

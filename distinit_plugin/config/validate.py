@@ -17,8 +17,8 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
-from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
 from distinit_plugin.config.validate_detection import detection_problems
+from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
 from distinit_plugin.config.validate_networks import (
     flow_problems,
     head_problems,

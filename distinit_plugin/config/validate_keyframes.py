@@ -85,5 +85,5 @@ def _without_effect(cfg: CfgNode) -> Problems:
 
 
 def given_boxes(cfg: CfgNode) -> str:
-    """The boxes that validation and test are given: KEYFRAMES.TEST_BOXES, or ``none`` where the network proposes them."""
+    """The boxes that a validation or test is given: KEYFRAMES.TEST_BOXES, or ``none`` where the network proposes."""
     return cfg.KEYFRAMES.TEST_BOXES if cfg.ROI.PROPOSALS == "given" else "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from distinit_plugin.data.flow import StoredFlow
 from distinit_plugin.data.loader import read_items
+from distinit_plugin.data.records import Records
 from distinit_plugin.data.targets import CachedTargets
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewRegion, ViewSpec
-from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
+from distinit_plugin.video.corpus import Corpus, Mixture
 from distinit_plugin.video.decode import FrameSource, open_video
 from distinit_plugin.video.grid import Grid, Place
 from distinit_plugin.video.index import FrameIndex, IndexCache
@@ -59,23 +60,6 @@ class FrameMemory:
             # Copies: a view would keep the whole fetched block alive.
             self._frames |= {index: frame.copy() for index, frame in zip(missing, fetched, strict=True)}
         return np.stack([self._frames[index] for index in wanted])
-
-
-class Records(Protocol):
-    """What samples are made of: videos, or keyframes of them, of several corpora under one index."""
-
-    @property
-    def sizes(self) -> Sequence[int]:
-        """Number of records of each corpus."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> VideoRecord: ...
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """The number of the corpus that holds a record, and the record's number in it."""
-        ...
 
 
 class ClipDataset(Dataset[Sample]):

@@ -244,8 +244,7 @@ def _stroke(part: _Part, xs: NDArray[np.float32], ys: NDArray[np.float32]) -> ND
     dx, dy = part.x2 - part.x1, part.y2 - part.y1
     length = max(dx * dx + dy * dy, 1e-9)
     along = np.clip(((xs - part.x1) * dx + (ys - part.y1) * dy) / length, 0, 1)
-    depth: NDArray[np.float32] = part.radius - np.hypot(xs - part.x1 - along * dx, ys - part.y1 - along * dy)
-    return depth
+    return np.asarray(part.radius - np.hypot(xs - part.x1 - along * dx, ys - part.y1 - along * dy), np.float32)
 
 
 def _paint(frame: NDArray[np.float32], figure: Figure, time: float, covers: list[_Cover]) -> None:

@@ -1,4 +1,4 @@
-"""Tables of boxes put together: rows of several files, choices of rows, actions of annotated boxes for detected ones."""
+"""Tables of boxes put together: rows of several files, choices of rows, annotated actions for detected boxes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from distinit_plugin.data.keyframes import KeyframeDataset
 from distinit_plugin.data.loader import build_batch_loader
 from distinit_plugin.detection.files import read_boxes, read_frame_list, read_truth, write_rows
 from distinit_plugin.detection.geometry import clip_boxes, has_area, to_fractions
-from distinit_plugin.detection.keyframes import Keyframes, Moment, join
+from distinit_plugin.detection.joining import join
+from distinit_plugin.detection.keyframes import Keyframes, Moment
 from distinit_plugin.detection.persons import DETECTRON2, TORCHVISION, Found, PersonDetector, build_detector
 from distinit_plugin.detection.sources import VIDEO_EXTENSIONS, FrameFiles, Sources, VideoFiles
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.records import Records
 from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.engine import distributed, meters
@@ -32,7 +33,6 @@ from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network, ViewSpec
-from distinit_plugin.video.corpus import Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _checkpointer(session: Session) -> Checkpointer:
     return Checkpointer(session.output_dir, keep=runner.KEEP_CHECKPOINTS, resume_minutes=runner.RESUME_MINUTES)
 
 
-def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
+def train_options(cfg: CfgNode, videos: Records) -> TrainOptions:
     """What the configuration says about the loop."""
     return TrainOptions(
         accumulate=cfg.RUNNER.ACCUMULATE,
@@ -166,7 +166,7 @@ def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
         clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
         clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
         frozen_trunk=cfg.INIT.TRAINABLE != "all",
-        corpus_size=len(videos),
+        corpus_size=videos.num_videos,
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
 
@@ -256,7 +256,7 @@ def _validation(
             means = mean_terms(
                 objective, batches, finish=finish, device=session.device, autocast=session.precision.autocast
             )
-        session.refuse_bad_corpus(len(videos), "val")
+        session.refuse_bad_corpus(videos.num_videos, "val")
         return means
 
     return terms
@@ -277,7 +277,7 @@ def _keyframe_validation(
     return frame_map
 
 
-def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Network) -> Callable[[], None]:
+def _precise_bn(session: Session, state: RunState, videos: Records, student: Network) -> Callable[[], None]:
     """Recompute BN statistics on the first training clips of the coming epoch."""
     cfg = session.cfg
     specs = dict(student.view_specs("train"))
