@@ -107,7 +107,10 @@ def test_videos_and_frames_agree(videos, frames, tmp_path, monkeypatch):
         keyframes = tmp_path / "keyframes.csv"
         keyframes.write_text("a,0901,0.1,0.1,0.5,0.5,3,0\na,0901,0.1,0.1,0.5,0.5,4,0\na,0902\n")
         more = ["--start", "900"] if name == "v" else []
-        assert cli.main(["detect-persons", *place, *more, "--keyframes", str(keyframes), "--output", str(output), *words]) == 0
+        assert (
+            cli.main(["detect-persons", *place, *more, "--keyframes", str(keyframes), "--output", str(output), *words])
+            == 0
+        )
         texts.append([row.split(",") for row in output.read_text().splitlines()])
     assert [row[:2] for row in texts[0]] == [["a", "0901"], ["a", "0902"], ["a", "0902"]]
     for one, other in zip(*texts, strict=True):
@@ -126,7 +129,11 @@ def test_every_second_of_videos(videos):
     moments, bad = moments_of(VideoFiles(videos, start=0.0), names_in(str(videos), frames=False), timeout=10)
     assert moments == [(name, float(second)) for name in ("a", "b", "wide") for second in range(4)]
     assert bad == []
-    assert moments_of(VideoFiles(videos, start=899.5), ["a"], timeout=10)[0] == [("a", 900.0), ("a", 901.0), ("a", 902.0)]
+    assert moments_of(VideoFiles(videos, start=899.5), ["a"], timeout=10)[0] == [
+        ("a", 900.0),
+        ("a", 901.0),
+        ("a", 902.0),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- resuming
@@ -169,7 +176,12 @@ def test_bad_videos_and_seconds_beyond_the_end(videos, tmp_path):
     assert sorted({Path(bad.path).name for bad in result.bad}) == ["b.mp4", "c.mp4"]
     assert len(result.bad) == 5
     table = read_boxes(output)
-    assert sorted(set(zip(table.video.tolist(), table.seconds.tolist(), strict=True))) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert sorted(set(zip(table.video.tolist(), table.seconds.tolist(), strict=True))) == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    ]
     parts = output.with_name(f"boxes.csv{job.PARTS}")
     assert (parts / part_name("a")).is_file()
     assert not (parts / part_name("c")).exists()
@@ -195,7 +207,13 @@ def saved_detector(path: Path, num_classes: int = 3) -> tuple[torch.nn.Module, s
     torch.manual_seed(1)
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     model = torchvision.models.get_model(
-        name, weights=None, weights_backbone=None, num_classes=num_classes, box_score_thresh=0.2, min_size=96, max_size=1333
+        name,
+        weights=None,
+        weights_backbone=None,
+        num_classes=num_classes,
+        box_score_thresh=0.2,
+        min_size=96,
+        max_size=1333,
     )
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, 0, 0.5)
     torch.save(model.state_dict(), path)
@@ -226,13 +244,13 @@ def test_wrong_detectors(tmp_path, capsys):
 
     with pytest.raises(UserError, match="fasterrcnn_resnet50_fpn"):
         build("fasterrcnn_resnet50")
-    with pytest.raises(WeightsError, match="x.pth"):
+    with pytest.raises(WeightsError, match=r"x\.pth"):
         build("fasterrcnn_resnet50_fpn")
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="no Faster R-CNN"):
         build("fasterrcnn_resnet50_fpn", tmp_path / "a.pth")
     saved_detector(tmp_path / "d.pth")
-    with pytest.raises(WeightsError, match="another network|does not fit"):
+    with pytest.raises(WeightsError, match=r"another network|does not fit"):
         build("fasterrcnn_resnet50_fpn", tmp_path / "d.pth")
     with pytest.raises(UserError, match="detectron2, which is not installed"):
         build("detectron2/COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "")
@@ -270,7 +288,9 @@ def test_detectron2_gets_pictures_as_it_wants_them(monkeypatch):
             told["picture"] = picture
             boxes = types.SimpleNamespace(tensor=torch.tensor([[0.0, 0, 5, 5], [1, 1, 6, 6], [2, 2, 7, 7]]))
             classes = torch.tensor([0, 17, 0])
-            return {"instances": Instances(pred_boxes=boxes, scores=torch.tensor([0.5, 0.9, 0.8]), pred_classes=classes)}
+            return {
+                "instances": Instances(pred_boxes=boxes, scores=torch.tensor([0.5, 0.9, 0.8]), pred_classes=classes)
+            }
 
     zoo = types.SimpleNamespace(get_config_file=lambda c: f"/zoo/{c}", get_checkpoint_url=lambda c: f"url:{c}")
     parts = {"model_zoo": zoo, "config": types.SimpleNamespace(get_cfg=get_cfg)}

@@ -124,7 +124,7 @@ def test_the_loss_and_its_gradient_are_torchvisions(theirs, ours, frames, monkey
     maps, images = their_parts(theirs, frames)
     theirs.rpn.train()
     try:
-        # One picture at a time: theirs is a mean over the anchors of all pictures, and these are equally many only here.
+        # One picture at a time: theirs is a mean over the anchors of all pictures together.
         expected = []
         for number in range(3):
             own = {name: part[number : number + 1] for name, part in maps.items()}
@@ -236,7 +236,7 @@ def test_files_of_all_kinds(theirs, ours, tmp_path):
     ):
         with pytest.raises(WeightsError, match=message):
             load_rpn(rpn, saved(state))
-    with pytest.raises(WeightsError, match="COCO_V1|IMAGENET1K_V1"):
+    with pytest.raises(WeightsError, match=r"COCO_V1|IMAGENET1K_V1"):
         load_rpn(rpn, str(tmp_path / "gone.pth"))
     assert all(torch.equal(value, before[key]) for key, value in rpn.state_dict().items())
 
@@ -282,9 +282,9 @@ def test_what_it_must_be_fed():
     ):
         with pytest.raises(UserError, match=message):
             PersonRpn(**{"input": spec, **keys})
-    with pytest.raises(UserError, match="RPN.NUM_PROPOSALS"):
+    with pytest.raises(UserError, match=r"RPN\.NUM_PROPOSALS"):
         Choice(0)
-    with pytest.raises(UserError, match="RPN.NMS"):
+    with pytest.raises(UserError, match=r"RPN\.NMS"):
         Choice(nms=1.5)
     with pytest.raises(UserError, match="no classifier"):
         rpn.reset_classifier(3)

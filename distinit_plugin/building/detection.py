@@ -140,4 +140,3 @@ def every_fourth_second(truth: BoxTable) -> BoxTable:
         keyframes=truth.keyframes[empty],
         persons=None if truth.persons is None else truth.persons[rows],
     )
-

@@ -263,7 +263,9 @@ _C.ROI.EVALUATOR = "official"  # rules of frame-mAP: "official"; "pyslowfast" or
 
 _C.RPN = CfgNode()  # region proposals of persons: MODEL.MODEL_NAME PersonRpn (distinit train-rpn), or ROI.PROPOSALS
 _C.RPN.ARCH = "resnet50_fpn"  # trunk: resnet18, resnet50 (a map of stride 16), resnet18_fpn, resnet50_fpn(_v2)
-_C.RPN.WEIGHTS = ""  # file of train-rpn or of a Faster R-CNN or ResNet of torchvision, or a tag (COCO_V1); empty: random
+_C.RPN.WEIGHTS = (
+    ""  # file of train-rpn or of a Faster R-CNN or ResNet of torchvision, or a tag (COCO_V1); empty: random
+)
 _C.RPN.FROZEN_NORM = False  # batch normalisation stays as WEIGHTS has it, statistics and all
 _C.RPN.CROP_SIZE = 224  # of the keyframe that it sees beside a student, pixels (training: the crop; test: short side)
 _C.RPN.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of its input

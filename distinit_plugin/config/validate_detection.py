@@ -40,8 +40,8 @@ def detection_problems(cfg: CfgNode) -> Problems:
         )
     if cfg.ROI.PROPOSALS == "rpn" and cfg.RPN.WEIGHTS in RANDOM:
         yield (
-            "RPN.WEIGHTS: empty, but ROI.PROPOSALS is rpn, which is not trained here. Name a file of distinit train-rpn, "
-            "of a Faster R-CNN of torchvision, or its tag (COCO_V1)."
+            "RPN.WEIGHTS: empty, but ROI.PROPOSALS is rpn, which is not trained here. Name a file of distinit "
+            "train-rpn, of a Faster R-CNN of torchvision, or its tag (COCO_V1)."
         )
     if cfg.DISTILL.GATE == "skip":
         yield "DISTILL.GATE: skip leaves clips out, but not their boxes (DETECTION.ENABLE True). Use weight."
@@ -64,8 +64,8 @@ def _person_rpn(cfg: CfgNode) -> Problems:
         yield f"DETECTION.ENABLE: False, but {PERSON_RPN} is trained on boxes in keyframes. Set it True."
     if cfg.ACTION.LOSS_WEIGHT or any(entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values()):
         yield (
-            f"ACTION.LOSS_WEIGHT: {cfg.ACTION.LOSS_WEIGHT:g}, or a teacher in DISTILL.TEACHERS, but {PERSON_RPN} has no "
-            "classes and no layers. Set it 0.0, and name no teacher."
+            f"ACTION.LOSS_WEIGHT: {cfg.ACTION.LOSS_WEIGHT:g}, or a teacher in DISTILL.TEACHERS, but {PERSON_RPN} has "
+            "no classes and no layers. Set it 0.0, and name no teacher."
         )
     if cfg.ROI.PROPOSALS != "given" or cfg.KEYFRAMES.TEST_BOXES != "ground_truth":
         yield (

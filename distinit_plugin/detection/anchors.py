@@ -92,7 +92,9 @@ def level_anchors(
     widths, heights = ((1 / roots)[:, None] * side).flatten(), (roots[:, None] * side).flatten()
     cell = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
     y, x = torch.meshgrid(
-        torch.arange(grid[0], device=device) * stride[0], torch.arange(grid[1], device=device) * stride[1], indexing="ij"
+        torch.arange(grid[0], device=device) * stride[0],
+        torch.arange(grid[1], device=device) * stride[1],
+        indexing="ij",
     )
     shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
     return (shifts + cell).reshape(-1, 4)

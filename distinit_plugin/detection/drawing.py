@@ -116,8 +116,7 @@ def _plate(pen: ImageDraw.ImageDraw, lines: Sequence[str], font: _Font) -> tuple
 
 
 def _line_height(font: _Font) -> int:
-    left, top, right, bottom = font.getbbox("Ág")
-    return int(bottom) + 1
+    return int(font.getbbox("Ág")[3]) + 1
 
 
 def _write(

@@ -111,7 +111,9 @@ class TorchvisionDetector:
         """See ``PersonDetector``."""
         inputs = [picture.to(self._device).float() / 255 for picture in pictures]
         results: list[Mapping[str, Tensor]] = self._model(inputs)
-        return [_persons(result["boxes"], result["scores"], result["labels"] == PERSON, self._most) for result in results]
+        return [
+            _persons(result["boxes"], result["scores"], result["labels"] == PERSON, self._most) for result in results
+        ]
 
 
 class Detectron2Detector:

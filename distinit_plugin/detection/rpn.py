@@ -51,11 +51,8 @@ DETECTORS = {"resnet50_fpn": "fasterrcnn_resnet50_fpn", "resnet50_fpn_v2": "fast
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 """Roots of the areas of anchors, pixels: one for each level of a pyramid, all of them on a single map."""
 
-RANDOM = ("", "random")
-"""Values of RPN.WEIGHTS that ask for no file."""
-
 _ALIGNMENT = 32
-"""Pictures are padded to multiples of this, pixels, as torchvision's detectors do: the grid of anchors depends on it."""
+"""Pictures are padded to multiples of this, pixels, as torchvision's detectors do: anchors depend on it."""
 
 
 class PersonRpn(VideoNetwork):
@@ -225,7 +222,7 @@ def _predict(
 
 # ------------------------------------------------------------------------------------------------------------ trunks
 def resnet_of(arch: str) -> str:
-    """torchvision's name of the ResNet in a trunk."""
+    """Torchvision's name of the ResNet in a trunk."""
     return arch.partition("_")[0]
 
 

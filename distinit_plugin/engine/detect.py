@@ -27,7 +27,6 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.types import BOXES, BadVideo, Batch, ModelOutput
 
-
 DETECTIONS_FILE = "detections.csv"
 """Below the folder of a test's results; in the official form, which evaluators of others read, too."""
 

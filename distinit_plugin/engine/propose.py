@@ -69,9 +69,7 @@ def evaluate_proposals(
         meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
     means = meter.read(all_reduce_sum)
     if not means:
-        raise UserError(
-            "none of the keyframes could be read. See where AVA.FRAME_DIR or KEYFRAMES.VIDEO_DIR lead."
-        )
+        raise UserError("none of the keyframes could be read. See where AVA.FRAME_DIR or KEYFRAMES.VIDEO_DIR lead.")
     return means
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from rich.console import Console
 
 from distinit_plugin.data.windows import SlidingWindows, Spacing
 from distinit_plugin.detection.drawing import Mark, draw
+from distinit_plugin.detection.files import read_label_map
 from distinit_plugin.engine.features import row_type, rows_of
 from distinit_plugin.engine.progress import ProgressView
 from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.jobs.demo_boxes import BoxSource, detected, marks_of
 from distinit_plugin.jobs.extraction import check_windows, window_batches
 from distinit_plugin.jobs.prediction import read_names
 from distinit_plugin.jobs.session import Session, open_session
@@ -23,6 +26,12 @@ from distinit_plugin.jobs.trained import Trained, read_trained
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.encode import write_mp4
 from distinit_plugin.video.source import Frames, FrameSource
+
+BOX_KEYS = ("RPN.WEIGHTS", "RPN.NUM_PROPOSALS", "ROI.NMS")
+"""Keys of networks that find boxes which a user may set, too."""
+
+_CLOCK_TOLERANCE = 1e-3
+"""Seconds by which time stamps are rounded."""
 
 
 class Moment(NamedTuple):
@@ -76,6 +85,7 @@ def demo(
     checkpoint: str,
     class_file: str = "",
     shown: Shown = Shown(),
+    boxes: BoxSource = BoxSource(),  # noqa: B008 (frozen)
     timeout: float = 300.0,
     opts: Sequence[str] = (),
     console: Console | None = None,
@@ -88,6 +98,7 @@ def demo(
         checkpoint: Of this program, or converted, with a classifier.
         class_file: Names of the classes: one per line, or AVA's label map (``.pbtxt``); empty: of the checkpoint.
         shown: What is drawn, and how often it changes.
+        boxes: Where boxes come from, of a network that classifies boxes and does not find them.
         timeout: Seconds that the video may take to be indexed, and to give the next frame.
         opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead of what the checkpoint says.
         console: Where to print; the standard output when ``None``.
@@ -97,20 +108,55 @@ def demo(
     """
     if output.suffix.lower() != ".mp4":
         raise UserError(f"{output}: the demonstration is written as .mp4. Name such a file.")
-    trained = read_trained(checkpoint, opts)
+    trained = read_trained(checkpoint, opts, more_keys=BOX_KEYS)
     if not trained.has_classifier:
         raise UserError(f"{checkpoint} has no classifier, so there is nothing to show. Fine-tune it on labels first.")
-    names = read_names(class_file) if class_file else trained.class_names
+    names = class_names_of(_names(class_file, trained), trained.num_classes)
     with open_session(trained.cfg, log_to_folder=False, console=console) as session:
         try:
             with open_video(video, timeout=timeout) as source:
                 _refuse_own_file(video, output)
-                moments = _classified(session, trained, source, class_names_of(names, trained.num_classes), shown)
+                if trained.cfg.DETECTION.ENABLE:
+                    moments = _persons(session, trained, video, source, names, shown, boxes, timeout)
+                else:
+                    moments = _classified(session, trained, source, names, shown)
             with open_video(video, timeout=timeout) as source:
-                count = draw_moments(source, output, moments, session.progress)
+                reach = shown.every / 2 if trained.cfg.DETECTION.ENABLE else math.inf
+                count = draw_moments(source, output, moments, session.progress, reach=reach)
         except VideoError as error:
             raise UserError(f"{error}.") from error
     return DemoResult(output, count, moments)
+
+
+def _names(class_file: str, trained: Trained) -> list[str]:
+    """Names of the classes; of a label map that of number k at place k − 1."""
+    if not class_file:
+        return trained.class_names
+    if Path(class_file).suffix.lower() != ".pbtxt":
+        return read_names(class_file)
+    known = read_label_map(class_file)
+    return [known.get(number, str(number)) for number in range(1, trained.num_classes + 1)]
+
+
+def _persons(
+    session: Session,
+    trained: Trained,
+    video: str,
+    source: FrameSource,
+    names: Sequence[str],
+    shown: Shown,
+    boxes: BoxSource,
+    timeout: float,
+) -> list[Moment]:
+    """Boxes of persons with what they do."""
+    keyframes, table = detected(
+        session, trained, video, source.index, boxes, every=shown.every, floor=shown.floor, timeout=timeout
+    )
+    start = keyframes.sources.start
+    return [
+        Moment(second - start, marks_of(table, np.flatnonzero(table.seconds == second), names, shown.top))
+        for second in keyframes.seconds.tolist()
+    ]
 
 
 def _refuse_own_file(video: str, output: Path) -> None:
@@ -152,7 +198,9 @@ def _best(probabilities: np.ndarray, names: Sequence[str], shown: Shown) -> tupl
     return tuple(f"{names[k]} {probabilities[k]:.2f}" for k in best if probabilities[k] >= shown.floor)
 
 
-def draw_moments(source: FrameSource, output: Path, moments: Sequence[Moment], progress: ProgressView) -> int:
+def draw_moments(
+    source: FrameSource, output: Path, moments: Sequence[Moment], progress: ProgressView, *, reach: float = math.inf
+) -> int:
     """Write every frame of a video at its own time, with the nearest of some moments drawn on it.
 
     Args:
@@ -160,6 +208,7 @@ def draw_moments(source: FrameSource, output: Path, moments: Sequence[Moment], p
         output: The ``.mp4`` to be.
         moments: At least one, by increasing time.
         progress: Shows how far it is.
+        reach: Seconds that a moment is shown before and after it, at most.
 
     Returns:
         The number of frames.
@@ -176,6 +225,8 @@ def draw_moments(source: FrameSource, output: Path, moments: Sequence[Moment], p
         with progress.work("drawing", len(seconds)) as advance:
             for number, frame in enumerate(source.stream(np.arange(len(seconds)))):
                 moment = moments[nearest[number]]
+                if abs(moment.seconds - seconds[number]) > reach + _CLOCK_TOLERANCE:
+                    moment = Moment(moment.seconds)
                 yield float(seconds[number]), draw(frame, moment.marks, moment.caption)
                 advance(number + 1)
 

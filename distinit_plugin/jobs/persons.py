@@ -26,7 +26,7 @@ from distinit_plugin.detection.keyframes import Keyframes, Moment
 from distinit_plugin.detection.persons import DETECTRON2, TORCHVISION, Found, PersonDetector, build_detector
 from distinit_plugin.detection.sources import VIDEO_EXTENSIONS, FrameFiles, Sources, VideoFiles
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
-from distinit_plugin.engine.progress import ProgressView, open_progress
+from distinit_plugin.engine.progress import Advance, ProgressView, open_progress
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import writing_alone
 from distinit_plugin.flow.writing import check_device
@@ -98,7 +98,14 @@ def detect_persons(
     for note in keyframes.notes:
         logger.warning("%s", note)
     parts = Path(f"{output}{PARTS}")
-    job = _Job(keyframes, detector, short_side, batch_size, num_workers, timeout)
+    job = KeyframeDetection(
+        keyframes,
+        detector,
+        short_side=short_side,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        timeout=timeout,
+    )
     result = Detection()
     settle(parts, {**settings, "keyframes": _digest(keyframes)}, "boxes")
     with writing_alone(parts, "boxes"), progress.work("detecting", len(keyframes)) as advance:
@@ -109,7 +116,7 @@ def detect_persons(
             if part.is_file():
                 result.skipped.append(video)
             else:
-                table = job.run(video, indices, result.bad)
+                table = job.run(video, indices, result.bad, advance)
                 if table is not None:
                     write_rows(part, table)
                     result.done.append(video)
@@ -228,18 +235,20 @@ def detect_from_folder(
     return result
 
 
-class _Job:
-    """What is the same for all videos."""
+class KeyframeDetection:
+    """A detector on keyframes, one video at a time."""
 
     def __init__(
         self,
         keyframes: Keyframes,
         detector: PersonDetector,
-        short_side: int,
-        batch_size: int,
-        num_workers: int,
-        timeout: float | None,
+        *,
+        short_side: int = 800,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        timeout: float | None = 60.0,
     ) -> None:
+        """See ``detect_persons``."""
         spec = ViewSpec(num_frames=1, crop_size=short_side, crop="whole")
         self._dataset = KeyframeDataset(
             keyframes, {"student/rgb": spec}, clip_spec=spec, split="test", seed=0, num_classes=1, timeout=timeout
@@ -248,21 +257,34 @@ class _Job:
         self._keyframes, self._detector = keyframes, detector
         self._batch_size, self._num_workers = batch_size, num_workers
 
-    def run(self, video: str, indices: Sequence[int], bad: list[BadVideo]) -> BoxTable | None:
-        """The persons of one video; ``None``: none of its keyframes can be read. Others are left out and noted."""
+    def run(self, video: str, indices: Sequence[int], bad: list[BadVideo], advance: Advance) -> BoxTable | None:
+        """The persons of one video.
+
+        Args:
+            video: Its name.
+            indices: Numbers of its keyframes, one after the other.
+            bad: Gets those that cannot be read; they are left out.
+            advance: Told the number of the keyframe after the last one that is done.
+
+        Returns:
+            Its rows; ``None``: none of its keyframes can be read.
+        """
         keys = [SampleKey(0, index, index) for index in indices]
         batches = [keys[start : start + self._batch_size] for start in range(0, len(keys), self._batch_size)]
         seconds: list[float] = []
         boxes: list[np.ndarray] = []
         scores: list[np.ndarray] = []
         read = 0
-        for batch in build_batch_loader(self._dataset, batches, num_workers=self._num_workers):
+        for own, batch in zip(
+            batches, build_batch_loader(self._dataset, batches, num_workers=self._num_workers), strict=True
+        ):
             bad += batch["bad"]
             read += len(batch["keys"])
             for key, fractions, chances in self._look(batch):
                 seconds += [self._keyframes.moment(key.index).second] * len(fractions)
                 boxes.append(fractions)
                 scores.append(chances)
+            advance(own[-1].index + 1)
         if not read:
             return None
         count = len(seconds)
@@ -355,4 +377,3 @@ def moments_of(sources: Sources, names: Sequence[str], *, timeout: float | None)
         first, last = int(np.ceil(sources.start)), int(np.floor(sources.start + length))
         moments += moments_between([name], first, last)
     return moments, bad
-

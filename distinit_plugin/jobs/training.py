@@ -262,9 +262,7 @@ def _validation(
     return terms
 
 
-def _keyframe_validation(
-    session: Session, objective: Objective, student: Network
-) -> Callable[[], Mapping[str, float]]:
+def _keyframe_validation(session: Session, objective: Objective, student: Network) -> Callable[[], Mapping[str, float]]:
     """Frame-mAP; the files are read now, so that nothing is wrong with them after an epoch."""
     judge = build.build_judge(session.cfg, "val")
 
