@@ -82,7 +82,7 @@ def test_a_training_by_the_verb(trained, persons):
     assert 0 <= figures["recall70"] <= figures["recall50"] <= 1
     assert figures["proposals"] == 20
     (validated,) = json_stats(trained, "val_epoch")
-    assert validated["mean_iou"] == pytest.approx(figures["mean_iou"], abs=1e-6)  # the same keyframes and weights
+    assert validated["mean_iou"] == pytest.approx(figures["mean_iou"], abs=1e-5)  # the same keyframes and weights
     steps = json_stats(trained, "train_iter")
     assert all(np.isfinite(step["loss"]) for step in steps)
 

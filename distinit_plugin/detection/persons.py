@@ -123,17 +123,17 @@ class Detectron2Detector:
         self, config: str, weights: str, device: torch.device, floor: float, most: int, short_side: int
     ) -> None:
         """See ``build_detector``."""
-        zoo, engine, node = (_import_detectron2(part) for part in ("model_zoo", "engine", "config"))
-        cfg = node.get_cfg()
+        zoo, engine, configuration = (_import_detectron2(part) for part in ("model_zoo", "engine", "config"))
+        options = configuration.get_cfg()
         try:
-            cfg.merge_from_file(zoo.get_config_file(config))
-            cfg.MODEL.WEIGHTS = weights or zoo.get_checkpoint_url(config)
+            options.merge_from_file(zoo.get_config_file(config))
+            options.MODEL.WEIGHTS = weights or zoo.get_checkpoint_url(config)
         except RuntimeError as error:
             raise UserError(f"detectron2's zoo has no '{config}': {error}") from error
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = floor
-        cfg.MODEL.DEVICE = str(device)
-        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = short_side, max(1333, 2 * short_side)
-        self._predict = engine.DefaultPredictor(cfg)
+        options.MODEL.ROI_HEADS.SCORE_THRESH_TEST = floor
+        options.MODEL.DEVICE = str(device)
+        options.INPUT.MIN_SIZE_TEST, options.INPUT.MAX_SIZE_TEST = short_side, max(1333, 2 * short_side)
+        self._predict = engine.DefaultPredictor(options)
         self._most = most
 
     def __call__(self, pictures: Sequence[Tensor]) -> list[Found]:

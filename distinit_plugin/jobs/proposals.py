@@ -31,7 +31,7 @@ def test_proposals_in_session(session: Session) -> dict[str, float]:
         known = {name: None if math.isnan(value) else value for name, value in figures.items()}
         write_text(session.output_dir / RESULTS_FOLDER / "metrics.json", json.dumps(known, indent=2) + "\n")
         meters.JsonLogger(session.output_dir).iteration({"split": "test_final", **known})
-    session.refuse_bad_corpus(len(session.corpora.of("test")), "test")  # what was found out is written by now
+    session.refuse_bad_corpus(session.corpora.of("test").num_videos, "test")  # what was found out is written by now
     return figures
 
 

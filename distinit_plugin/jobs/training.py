@@ -229,7 +229,7 @@ def _validation(
         def proposals() -> dict[str, float]:
             distributed.share_buffers(objective.trainable)
             figures = measure_proposals(session, student, "val")
-            session.refuse_bad_corpus(len(session.corpora.of("val")), "val")
+            session.refuse_bad_corpus(session.corpora.of("val").num_videos, "val")
             return figures
 
         return proposals
