@@ -29,6 +29,11 @@ class Corrected:
     proposed: float
     corrected: float
 
+    def metrics(self) -> dict[str, float | int | None]:
+        """Ready for JSON."""
+        means = {"proposed": self.proposed, "corrected": self.corrected}
+        return {"count": self.count, **{name: value if self.count else None for name, value in means.items()}}
+
     def __str__(self) -> str:
         return f"{self.count} proposals of persons: mean IoU {self.proposed:.4f}, corrected {self.corrected:.4f}"
 
