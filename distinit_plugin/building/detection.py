@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from distinit_plugin.building.keyframes import VALIDATED_SECONDS, annotation
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.detection.files import read_excluded, read_label_map, read_truth
+from distinit_plugin.detection.frame_map import FrameMap, frame_map
 from distinit_plugin.detection.matching import Sampling
 from distinit_plugin.detection.network import PROPOSAL_LOSS, RoiNetwork
 from distinit_plugin.detection.proposals import Proposer
 from distinit_plugin.detection.results import Selection
-from distinit_plugin.errors import UserError
+from distinit_plugin.detection.tables import BoxTable
+from distinit_plugin.errors import UserError, naming
 from distinit_plugin.losses import Loss
 from distinit_plugin.models.external import FAST
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.objectives import Term, action_term, offset_term, proposal_term
-from distinit_plugin.types import LayerInfo
+from distinit_plugin.types import LayerInfo, Split
 
 
 def build_roi_network(cfg: CfgNode, backbone: VideoNetwork) -> RoiNetwork:
@@ -80,6 +89,64 @@ def box_terms(cfg: CfgNode, loss: Loss) -> list[Term]:
     if cfg.ROI.PROPOSALS == "own":
         terms.append(proposal_term(PROPOSAL_LOSS, cfg.ROI.PROPOSAL_LOSS_WEIGHT))
     return terms
+
+
+class Judge(NamedTuple):
+    """What detections are compared with."""
+
+    truth: BoxTable
+    label_map: dict[int, str]
+    excluded: set[tuple[str, float]]
+    evaluator: str
+
+    def __call__(self, detections: BoxTable) -> FrameMap:
+        """Frame-mAP of detections."""
+        return frame_map(self.truth, detections, self.label_map, variant=self.evaluator, excluded=self.excluded)
+
+
+def build_judge(cfg: CfgNode, split: Split) -> Judge:
+    """Ground truth, label map and excluded keyframes of a validation or test.
+
+    What counts are the keyframes of KEYFRAMES.SECONDS, in a validation of every fourth second unless
+    AVA.FULL_TEST_ON_VAL, as in PySlowFast. Without a label map all actions 1 … MODEL.NUM_CLASSES count.
+
+    Raises:
+        UserError: A file is missing or wrong.
+    """
+    ava = cfg.AVA
+    first, last = cfg.KEYFRAMES.SECONDS
+    with naming("AVA.GROUNDTRUTH_FILE"):
+        truth = read_truth(annotation(cfg, ava.GROUNDTRUTH_FILE))
+    truth = within(truth, first, last, VALIDATED_SECONDS if split == "val" and not ava.FULL_TEST_ON_VAL else 0)
+    label_map = {number: str(number) for number in range(1, cfg.MODEL.NUM_CLASSES + 1)}
+    if ava.LABEL_MAP_FILE:
+        with naming("AVA.LABEL_MAP_FILE"):
+            label_map = read_label_map(annotation(cfg, ava.LABEL_MAP_FILE))
+    excluded = set()
+    if ava.EXCLUSION_FILE:
+        with naming("AVA.EXCLUSION_FILE"):
+            excluded = read_excluded(annotation(cfg, ava.EXCLUSION_FILE))
+    return Judge(truth, label_map, excluded, cfg.ROI.EVALUATOR)
+
+
+def within(truth: BoxTable, first: float, last: float, every: int) -> BoxTable:
+    """The rows and empty keyframes of seconds from ``first`` to ``last`` that ``every`` divides (0: all)."""
+
+    def kept(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        inside = (seconds >= first) & (seconds <= last)
+        return inside & (seconds % every == 0) if every else inside
+
+    rows = kept(truth.seconds)
+    return replace(
+        truth,
+        video=truth.video[rows],
+        seconds=truth.seconds[rows],
+        boxes=truth.boxes[rows],
+        actions=truth.actions[rows],
+        scores=truth.scores[rows],
+        keyframes=truth.keyframes[kept(truth.keyframes[:, 1])],
+        persons=None if truth.persons is None else truth.persons[rows],
+    )
 
 
 def _proposer_builder(cfg: CfgNode) -> Callable[[LayerInfo], Proposer] | None:

@@ -259,6 +259,7 @@ _C.ROI.PROPOSAL_LOSS_WEIGHT = 1.0  # factor of the loss of an "own" RPN; above 0
 _C.ROI.SCORE_FLOOR = 0.0  # test: detections below are left out, [0, 1)
 _C.ROI.NMS = 0.6  # test of proposals: of two boxes of one action that overlap more, the better one stays; 1: both
 _C.ROI.MAX_DETECTIONS = 100  # test: best detections (box × action) of a keyframe that are kept; 0: all
+_C.ROI.EVALUATOR = "official"  # rules of frame-mAP: "official"; "pyslowfast" or "mmaction2" as those count
 
 _C.RUNNER = CfgNode()
 _C.RUNNER.CLIPS_PER_EPOCH = 0  # clips (all ranks together) that make an epoch; 0: the corpus once

@@ -328,6 +328,7 @@ RULES: dict[str, Rule] = {
     "ROI.SCORE_FLOOR": _FRACTION,
     "ROI.NMS": number(above=0, most=1),
     "ROI.MAX_DETECTIONS": _FROM_ZERO,
+    "ROI.EVALUATOR": one_of("official", "pyslowfast", "mmaction2"),
     "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
     "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
     "RUNNER.ACCUMULATE": _COUNT,

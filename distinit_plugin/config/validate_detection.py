@@ -19,13 +19,18 @@ def detection_problems(cfg: CfgNode) -> Problems:
         return
     if cfg.ACTION.LOSS != BOX_LOSS or cfg.ACTION.LOSS_WEIGHT == 0:
         yield (
-            f"ACTION.LOSS: {cfg.ACTION.LOSS} with LOSS_WEIGHT {cfg.ACTION.LOSS_WEIGHT:g}, but persons' boxes do several "
+            f"ACTION.LOSS: {cfg.ACTION.LOSS} with LOSS_WEIGHT {cfg.ACTION.LOSS_WEIGHT:g}, but a person does several "
             "things at once (DETECTION.ENABLE True). Set ACTION.LOSS bce and ACTION.LOSS_WEIGHT 1.0."
         )
     if cfg.ROI.REFINE_BOXES and cfg.ROI.PROPOSALS == "given":
         yield (
             "ROI.REFINE_BOXES: True, but with ROI.PROPOSALS given the boxes of the training are the annotated ones, "
             "which leave nothing to correct. Set it False, or ROI.PROPOSALS rpn or own."
+        )
+    if cfg.SOLVER.LR_POLICY == "plateau":
+        yield (
+            "SOLVER.LR_POLICY: plateau listens to the loss of a validation, but one of boxes has a mAP and no loss "
+            "(DETECTION.ENABLE True). Use steps_with_relative_lrs or cosine."
         )
     if cfg.DISTILL.GATE == "skip":
         yield "DISTILL.GATE: skip leaves clips out, but not their boxes (DETECTION.ENABLE True). Use weight."

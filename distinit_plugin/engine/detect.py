@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from distinit_plugin.detection.files import write_rows
+from distinit_plugin.detection.frame_map import FrameMap
 from distinit_plugin.detection.geometry import Boxes, clip_boxes, to_fractions
 from distinit_plugin.detection.matching import decode
 from distinit_plugin.detection.results import Detections, Selection, select
+from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.evaluate import Finish, evaluation_mode
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import write_text
 from distinit_plugin.types import BOXES, BadVideo, Batch, ModelOutput
+
+DETECTIONS_FILE = "detections.csv"
+"""Below the folder of a test's results; in the official form, which evaluators of others read, too."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,56 @@ class KeyframeScores:
     """
 
     detections: Detections
-    seen: np.ndarray
+    seen: npt.NDArray[np.bool_]
     bad: list[BadVideo]
+
+
+@dataclass(frozen=True)
+class BoxEvaluation:
+    """Detections of a list of keyframes, and how good they are.
+
+    Attributes:
+        result: Frame-mAP.
+        evaluator: The rules that it follows.
+        table: The detections.
+        num_keyframes: Keyframes of the list.
+        num_seen: Of them, those that could be read.
+        num_videos: Videos that they are of.
+        bad: Files that could not be, with the reason.
+    """
+
+    result: FrameMap
+    evaluator: str
+    table: BoxTable
+    num_keyframes: int
+    num_seen: int
+    num_videos: int
+    bad: list[BadVideo]
+
+    def metrics(self) -> dict[str, Any]:
+        """Everything in numbers, ready for JSON: APs are fractions, ``None`` where there is no ground truth."""
+        result = self.result
+        return {
+            "map": _number(result.map),
+            "evaluator": self.evaluator,
+            "num_keyframes": self.num_seen,
+            "num_unread": self.num_keyframes - self.num_seen,
+            "num_detections": len(self.table),
+            "per_class": {name: _number(value) for name, value in result.ap.items()},
+            "num_truth": result.num_truth,
+            "counts": result.counts.to_dict(),
+            "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
+        }
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``metrics.json`` and ``detections.csv`` to ``folder``."""
+        folder = Path(folder)
+        write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
+        write_rows(folder / DETECTIONS_FILE, self.table)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def detect(

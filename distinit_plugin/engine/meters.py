@@ -264,8 +264,7 @@ def pyslowfast_values(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def better(best: Mapping[str, Any], values: Mapping[str, float], epoch: int) -> tuple[dict[str, Any], bool]:
-    """The best validation so far and whether it is this one: highest ``top1`` or ``map`` where there is one, else
-    lowest ``loss``.
+    """The best validation so far and whether it is this one: highest ``top1`` or ``map``, without them lowest ``loss``.
 
     ``top5`` is kept at its own maximum, for PySlowFast's ``min_top5_err``.
     """

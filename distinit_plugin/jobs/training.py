@@ -25,6 +25,7 @@ from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.keyframes import evaluate_keyframes
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
@@ -221,6 +222,8 @@ def _validation(
     cfg = session.cfg
     if not build.has_corpus(cfg, "val"):
         return None
+    if cfg.DETECTION.ENABLE:
+        return _keyframe_validation(session, objective, student)
     if build.needs_own_logits(cfg) and not teachers:
 
         def accuracy() -> dict[str, float]:
@@ -246,6 +249,21 @@ def _validation(
         return means
 
     return terms
+
+
+def _keyframe_validation(
+    session: Session, objective: Objective, student: Network
+) -> Callable[[], Mapping[str, float]]:
+    """Frame-mAP; the files are read now, so that nothing is wrong with them after an epoch."""
+    judge = build.build_judge(session.cfg, "val")
+
+    def frame_map() -> dict[str, float]:
+        distributed.share_buffers(objective.trainable)
+        evaluation = evaluate_keyframes(session, student, "val", judge)
+        session.refuse_bad_corpus(evaluation.num_videos, "val")
+        return {"map": evaluation.result.map}
+
+    return frame_map
 
 
 def _precise_bn(session: Session, state: RunState, videos: Records, student: Network) -> Callable[[], None]:

@@ -108,8 +108,9 @@ class ExternalNetwork(VideoNetwork):
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
-        """The blocks whose output is a (B,C,T,H,W) map, by module name; of SlowFast's blocks that is the slow pathway's,
-        and the fast one's is ``NAME.fast``.
+        """The blocks whose output is a (B,C,T,H,W) map, by module name.
+
+        Of SlowFast's blocks that is the slow pathway's map; the fast one's is ``NAME.fast``.
 
         Traced on first use, without arithmetic.
         """
