@@ -156,7 +156,7 @@ def test_results_are_written(tmp_path):
     truth = BoxTable(("v",), *rows, actions, ones)
     table = BoxTable(("v",), *rows, actions, np.array([0.9, 0.8]))
     result = frame_map(truth, table, {1: "sit", 2: "stand", 3: "jump"})
-    evaluation = BoxEvaluation(result, "official", table, 3, 2, [BadVideo("w.mp4", "gone")])
+    evaluation = BoxEvaluation(result, "official", table, 3, 2, 1, [BadVideo("w.mp4", "gone")])
     evaluation.write(tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["map"] == 1.0

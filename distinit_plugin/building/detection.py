@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from distinit_plugin.building.keyframes import VALIDATED_SECONDS, annotation
 from distinit_plugin.building.proposers import proposer_builder
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.detection.files import read_excluded, read_label_map, read_truth
@@ -105,31 +106,36 @@ class Judge(NamedTuple):
 def build_judge(cfg: CfgNode, split: Split) -> Judge:
     """Ground truth, label map and excluded keyframes of a validation or test.
 
-    A validation counts every fourth second alone, unless AVA.FULL_TEST_ON_VAL, as PySlowFast. Without a label map all
-    actions 1 … MODEL.NUM_CLASSES count.
+    What counts are the keyframes of KEYFRAMES.SECONDS, in a validation of every fourth second unless
+    AVA.FULL_TEST_ON_VAL, as in PySlowFast. Without a label map all actions 1 … MODEL.NUM_CLASSES count.
 
     Raises:
         UserError: A file is missing or wrong.
     """
-    folder = Path(cfg.AVA.ANNOTATION_DIR)
+    ava = cfg.AVA
+    first, last = cfg.KEYFRAMES.SECONDS
     with naming("AVA.GROUNDTRUTH_FILE"):
-        truth = read_truth(folder / cfg.AVA.GROUNDTRUTH_FILE)
-    if split == "val" and not cfg.AVA.FULL_TEST_ON_VAL:
-        truth = every_fourth_second(truth)
+        truth = read_truth(annotation(cfg, ava.GROUNDTRUTH_FILE))
+    truth = within(truth, first, last, VALIDATED_SECONDS if split == "val" and not ava.FULL_TEST_ON_VAL else 0)
     label_map = {number: str(number) for number in range(1, cfg.MODEL.NUM_CLASSES + 1)}
-    if cfg.AVA.LABEL_MAP_FILE:
+    if ava.LABEL_MAP_FILE:
         with naming("AVA.LABEL_MAP_FILE"):
-            label_map = read_label_map(folder / cfg.AVA.LABEL_MAP_FILE)
+            label_map = read_label_map(annotation(cfg, ava.LABEL_MAP_FILE))
     excluded = set()
-    if cfg.AVA.EXCLUSION_FILE:
+    if ava.EXCLUSION_FILE:
         with naming("AVA.EXCLUSION_FILE"):
-            excluded = read_excluded(folder / cfg.AVA.EXCLUSION_FILE)
+            excluded = read_excluded(annotation(cfg, ava.EXCLUSION_FILE))
     return Judge(truth, label_map, excluded, cfg.ROI.EVALUATOR)
 
 
-def every_fourth_second(truth: BoxTable) -> BoxTable:
-    """The rows and empty keyframes of seconds that 4 divides."""
-    rows, empty = truth.seconds.astype(np.int64) % 4 == 0, truth.keyframes[:, 1].astype(np.int64) % 4 == 0
+def within(truth: BoxTable, first: float, last: float, every: int) -> BoxTable:
+    """The rows and empty keyframes of seconds from ``first`` to ``last`` that ``every`` divides (0: all)."""
+
+    def kept(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        inside = (seconds >= first) & (seconds <= last)
+        return inside & (seconds % every == 0) if every else inside
+
+    rows = kept(truth.seconds)
     return replace(
         truth,
         video=truth.video[rows],
@@ -137,6 +143,6 @@ def every_fourth_second(truth: BoxTable) -> BoxTable:
         boxes=truth.boxes[rows],
         actions=truth.actions[rows],
         scores=truth.scores[rows],
-        keyframes=truth.keyframes[empty],
+        keyframes=truth.keyframes[kept(truth.keyframes[:, 1])],
         persons=None if truth.persons is None else truth.persons[rows],
     )

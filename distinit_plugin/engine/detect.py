@@ -57,6 +57,7 @@ class BoxEvaluation:
         table: The detections.
         num_keyframes: Keyframes of the list.
         num_seen: Of them, those that could be read.
+        num_videos: Videos that they are of.
         bad: Files that could not be, with the reason.
         corrected: What corrections of proposals are worth, where they are learned.
     """
@@ -66,6 +67,7 @@ class BoxEvaluation:
     table: BoxTable
     num_keyframes: int
     num_seen: int
+    num_videos: int
     bad: list[BadVideo]
     corrected: Corrected | None = None
 

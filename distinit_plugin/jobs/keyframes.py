@@ -31,7 +31,7 @@ def test_keyframes_in_session(session: Session) -> BoxEvaluation:
     if distributed.is_main():
         evaluation.write(session.output_dir / RESULTS_FOLDER)
         meters.JsonLogger(session.output_dir).iteration({"split": "test_final", "map": evaluation.result.map})
-    session.refuse_bad_corpus(evaluation.num_keyframes, "test")  # what was found out is written by now
+    session.refuse_bad_corpus(evaluation.num_videos, "test")  # what was found out is written by now
     return evaluation
 
 
@@ -73,7 +73,14 @@ def evaluate_keyframes(
     if corrected is not None:
         logger.info("%s", corrected)
     return BoxEvaluation(
-        judge(table), judge.evaluator, table, len(keyframes), int(found.seen.sum()), found.bad, corrected
+        result=judge(table),
+        evaluator=judge.evaluator,
+        table=table,
+        num_keyframes=len(keyframes),
+        num_seen=int(found.seen.sum()),
+        num_videos=keyframes.num_videos,
+        bad=found.bad,
+        corrected=corrected,
     )
 
 

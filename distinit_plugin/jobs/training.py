@@ -269,7 +269,7 @@ def _keyframe_validation(session: Session, objective: Objective, student: Networ
     def frame_map() -> dict[str, float]:
         distributed.share_buffers(objective.trainable)
         evaluation = evaluate_keyframes(session, student, "val", judge)
-        session.refuse_bad_corpus(evaluation.num_keyframes, "val")
+        session.refuse_bad_corpus(evaluation.num_videos, "val")
         return {"map": evaluation.result.map}
 
     return frame_map
