@@ -323,6 +323,21 @@ def test_boxes_that_are_missing(persons, classifier, tmp_path, capsys):
     assert "gone.pth" in capsys.readouterr().err
 
 
+def test_verbs_of_whole_clips_refuse_networks_of_boxes(persons, classifier, trained, tmp_path, capsys):
+    video = str(next(persons.videos.glob("val_*.mp4")))
+    for path in (classifier["given"], checkpoint(trained)):
+        for words in (
+            ["predict", video, "--checkpoint", str(path)],
+            ["extract-features", video, "--checkpoint", str(path), "--output", str(tmp_path / "features")],
+            ["export", str(path), str(tmp_path / "a.safetensors")],
+        ):
+            assert cli.main(words) == 1, words
+            assert "network of boxes in keyframes" in capsys.readouterr().err
+    assert cli.main(["demo", video, str(tmp_path / "a.mp4"), "--checkpoint", str(checkpoint(trained))]) == 1
+    assert "has no classifier" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_of_one_person_are_one_box():
     from distinit_plugin.detection.tables import BoxTable
 
