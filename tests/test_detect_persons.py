@@ -19,7 +19,7 @@ from distinit_plugin.detection.sources import VideoFiles
 from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.jobs import persons as job
-from distinit_plugin.jobs.persons import detect_persons, moments_between, moments_of, names_in, part_name
+from distinit_plugin.jobs.persons import Reading, detect_persons, moments_between, moments_of, names_in, part_name
 
 FPS = 10
 
@@ -73,9 +73,8 @@ def detect(folder, output, moments, **keys):
         detector,
         output,
         settings={"detector": "numbers", **keys.pop("settings", {})},
-        short_side=96,
+        reading=Reading(96, **keys),
         progress=NoProgress(),
-        **keys,
     )
     return result, detector
 
@@ -195,6 +194,10 @@ def test_nobody_is_there(videos, tmp_path):
     output = tmp_path / "boxes.csv"
     result, _ = detect(videos, output, moments_between(["a"], 0, 0))
     assert (result.num_boxes, output.read_text()) == (0, "")
+    (tmp_path / f"other.csv{job.PARTS}").mkdir()
+    (tmp_path / f"other.csv{job.PARTS}" / "mine.txt").touch()
+    with pytest.raises(UserError, match="holds other things"):
+        detect(videos, tmp_path / "other.csv", moments_between(["a"], 0, 0))
     with pytest.raises(UserError, match="no keyframes"):
         detect(videos, output, [])
     with pytest.raises(UserError, match="no pictures"):

@@ -17,6 +17,7 @@ from distinit_plugin.detection.drawing import Mark
 from distinit_plugin.detection.files import read_boxes
 from distinit_plugin.detection.rpn import ARCHS, PersonRpn
 from distinit_plugin.engine.propose import best_overlaps
+from distinit_plugin.engine.refinement import Refinement
 from distinit_plugin.jobs.demo import Shown, demo
 from distinit_plugin.jobs.demo_boxes import BoxSource, marks_of
 from distinit_plugin.jobs.running import run
@@ -170,6 +171,23 @@ def test_the_best_overlap_is_of_the_own_picture():
     assert best_overlaps(truth[:0], boxes).shape == (0,)
 
 
+def test_what_corrections_are_worth():
+    """Proposals of persons before and after, by hand; others, and keyframes that come twice, do not count."""
+    truth = {0: np.array([[0.0, 0, 0.5, 1.0], [0.5, 0, 1, 1]]), 1: np.zeros((0, 4)), 2: np.array([[0.0, 0, 1, 1]])}
+    refinement = Refinement(lambda number: truth[number])
+    proposed = np.array([[0.0, 0, 0.5, 0.8], [0.5, 0, 1, 0.6], [0.0, 0, 0.1, 0.1]])
+    corrected = np.array([[0.0, 0, 0.5, 0.9], [0.5, 0, 1, 0.5], [0.0, 0, 0.5, 1.0]])
+    refinement.add(0, proposed, corrected)
+    refinement.add(1, proposed, corrected)
+    refinement.add(2, proposed[:0], corrected[:0])
+    refinement.add(0, proposed, corrected)
+    found = refinement.conclude(lambda own: [own, own])  # two ranks that saw the same
+    assert (found.count, found.proposed, found.corrected) == (2, pytest.approx(0.7), pytest.approx(0.7))
+    assert found.metrics() == {"count": 2, "proposed": found.proposed, "corrected": found.corrected}
+    none = Refinement(lambda number: truth[1]).conclude()
+    assert none.metrics() == {"count": 0, "proposed": None, "corrected": None}
+
+
 def test_rules(persons, tmp_path, capsys):
     assert rules.RPN_ARCHS == ARCHS
     for changes, message in (
@@ -197,7 +215,7 @@ def classifier(persons, trained, tmp_path_factory) -> dict[str, Path]:
     """Checkpoints of small networks that classify boxes: given ones, and those of the RPN."""
     folder = tmp_path_factory.mktemp("classifier")
     paths = {}
-    for kind in ("given", "rpn"):
+    for kind in ("given", "rpn", "own"):
         contents = settings(
             folder / kind,
             persons,
@@ -206,7 +224,7 @@ def classifier(persons, trained, tmp_path_factory) -> dict[str, Path]:
             RESNET={"DEPTH": 10},
             DATA={"NUM_FRAMES": 4, "SAMPLING_RATE": 2},
             ACTION={"LOSS": "bce", "LOSS_WEIGHT": 1.0},
-            ROI={"PROPOSALS": kind, "SAMPLES": 8, "REFINE_BOXES": kind == "rpn"},
+            ROI={"PROPOSALS": kind, "SAMPLES": 8, "REFINE_BOXES": kind != "given"},
             RPN={"WEIGHTS": str(checkpoint(trained)), "CROP_SIZE": SIZE},
             TEST={"ENABLE": False},
             SOLVER={"BASE_LR": 1e-4},
@@ -258,12 +276,33 @@ def test_given_boxes_are_drawn_where_they_are(persons, classifier, tmp_path, cap
 def test_proposed_boxes(persons, classifier, tmp_path):
     (name,) = persons.names("val")
     video = persons.videos / f"{name}.mp4"
-    result = demo(str(video), tmp_path / "a.mp4", checkpoint=str(classifier["rpn"]), shown=Shown(3, 0.3, 0.5))
+    result = demo(
+        str(video),
+        tmp_path / "a.mp4",
+        checkpoint=str(classifier["rpn"]),
+        shown=Shown(3, 0.3, 0.5),
+        opts=["RPN.NUM_PROPOSALS", "3"],
+    )
     assert [moment.seconds for moment in result.moments[:3]] == [0, 0.5, 1.0]
     assert any(moment.marks for moment in result.moments)
     for mark in (mark for moment in result.moments for mark in moment.marks):
         assert 0 <= mark.box[0] < mark.box[2] <= 1
         assert 1 <= len(mark.lines) <= 3
+
+
+def test_an_rpn_on_the_networks_own_map_trains_along(classifier):
+    folder = classifier["own"].parents[1]
+    tensors = weights_of(folder)
+    assert {key for key in tensors if key.startswith("rpn.")} == {
+        f"rpn.head.{part}.{kind}" for part in ("conv.0.0", "cls_logits", "bbox_pred") for kind in ("weight", "bias")
+    }
+    assert not any(
+        key.startswith("rpn.") for kind in ("given", "rpn") for key in weights_of(classifier[kind].parents[1])
+    )
+    for step in json_stats(folder, "train_iter_"):
+        assert all(np.isfinite(step[f"loss/{term}"]) for term in ("action", "box", "proposal"))
+    moved = tensors["rpn.head.cls_logits.bias"]
+    assert moved.abs().min() > 0  # they began at 0
 
 
 def test_boxes_that_are_missing(persons, classifier, tmp_path, capsys):
@@ -282,6 +321,21 @@ def test_boxes_that_are_missing(persons, classifier, tmp_path, capsys):
     assert f"no box of a video named '{name}'" in capsys.readouterr().err
     assert cli.main([*words, "--detector-weights", str(tmp_path / "gone.pth")]) == 1
     assert "gone.pth" in capsys.readouterr().err
+
+
+def test_verbs_of_whole_clips_refuse_networks_of_boxes(persons, classifier, trained, tmp_path, capsys):
+    video = str(next(persons.videos.glob("val_*.mp4")))
+    for path in (classifier["given"], checkpoint(trained)):
+        for words in (
+            ["predict", video, "--checkpoint", str(path)],
+            ["extract-features", video, "--checkpoint", str(path), "--output", str(tmp_path / "features")],
+            ["export", str(path), str(tmp_path / "a.safetensors")],
+        ):
+            assert cli.main(words) == 1, words
+            assert "network of boxes in keyframes" in capsys.readouterr().err
+    assert cli.main(["demo", video, str(tmp_path / "a.mp4"), "--checkpoint", str(checkpoint(trained))]) == 1
+    assert "has no classifier" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_of_one_person_are_one_box():

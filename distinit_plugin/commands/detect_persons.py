@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.keyframes and arguments.seconds:
         raise UserError("--keyframes and --seconds are two ways to say the same. Give one of them.")
 
-    from distinit_plugin.jobs.persons import Place, detect_from_folder
+    from distinit_plugin.jobs.persons import Finder, Place, Reading, detect_from_folder
 
     result = detect_from_folder(
         Place(
@@ -67,17 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.fps,
         ),
         arguments.output,
-        arch=arguments.arch,
-        weights=arguments.weights,
+        Finder(arguments.arch, arguments.weights, arguments.floor, arguments.most, arguments.device),
         keyframe_files=arguments.keyframes,
         seconds=arguments.seconds,
-        floor=arguments.floor,
-        most=arguments.most,
-        short_side=arguments.short_side,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.workers,
-        device=arguments.device,
-        timeout=arguments.timeout,
+        reading=Reading(arguments.short_side, arguments.batch_size, arguments.workers, arguments.timeout),
     )
     print(
         f"wrote {arguments.output}: {result.num_boxes} persons on {result.num_keyframes} keyframes; "

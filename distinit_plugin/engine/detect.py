@@ -22,8 +22,8 @@ from distinit_plugin.detection.matching import decode
 from distinit_plugin.detection.results import Detections, Selection, select
 from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.refinement import Corrected, Refinement
 from distinit_plugin.engine.evaluate import Finish, evaluation_mode
+from distinit_plugin.engine.refinement import Corrected, Refinement
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.types import BOXES, BadVideo, Batch, ModelOutput

@@ -108,7 +108,7 @@ def demo(
     """
     if output.suffix.lower() != ".mp4":
         raise UserError(f"{output}: the demonstration is written as .mp4. Name such a file.")
-    trained = read_trained(checkpoint, opts, more_keys=BOX_KEYS)
+    trained = read_trained(checkpoint, opts, more_keys=BOX_KEYS, boxes=True)
     if not trained.has_classifier:
         raise UserError(f"{checkpoint} has no classifier, so there is nothing to show. Fine-tune it on labels first.")
     names = class_names_of(_names(class_file, trained), trained.num_classes)

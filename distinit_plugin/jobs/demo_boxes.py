@@ -22,7 +22,7 @@ from distinit_plugin.detection.results import Selection
 from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.engine.detect import detect
 from distinit_plugin.errors import UserError
-from distinit_plugin.jobs.persons import KeyframeDetection
+from distinit_plugin.jobs.persons import KeyframeDetection, Reading
 from distinit_plugin.jobs.session import Session
 from distinit_plugin.jobs.trained import Trained
 from distinit_plugin.types import Batch, SampleKey
@@ -115,14 +115,12 @@ def detected(
         UserError: There are no boxes, or a file is wrong.
     """
     cfg = trained.cfg
-    network = trained.network()
+    cfg, network = trained.cfg, trained.network()
     specs = dict(network.view_specs("test"))
     session.check_convolutions(network, specs)
-    module = session.place(network)
     proposes = cfg.ROI.PROPOSALS != "given"
     if proposes:
-        sources = OneVideo(video)
-        keyframes = Keyframes("video", instants(Path(video).stem, index, every), None, sources)
+        keyframes = Keyframes("video", instants(Path(video).stem, index, every), None, OneVideo(video))
     else:
         keyframes = _given(session, video, index, boxes, every, timeout)
     dataset = KeyframeDataset(
@@ -134,29 +132,27 @@ def detected(
         num_classes=cfg.MODEL.NUM_CLASSES,
         timeout=timeout,
     )
-    size = cfg.TEST.BATCH_SIZE
-    keys = [SampleKey(0, number, number) for number in range(len(keyframes))]
+    found = detect(
+        session.place(network),
+        _batches(session, dataset, cfg.TEST.BATCH_SIZE),
+        finish=session.finisher(specs),
+        num_keyframes=len(keyframes),
+        given=None if proposes else keyframes.boxes,
+        selection=Selection(floor=floor, nms=cfg.ROI.NMS if proposes else 1.0),
+        device=session.device,
+        autocast=session.precision.autocast,
+    )
+    return keyframes, found.detections.table(keyframes.videos, keyframes.video, keyframes.seconds)
+
+
+def _batches(session: Session, dataset: KeyframeDataset, size: int) -> Iterator[Batch]:
+    """All keyframes in their order, with a progress bar."""
+    keys = [SampleKey(0, number, number) for number in range(len(dataset))]
     loader = build_batch_loader(dataset, [keys[first : first + size] for first in range(0, len(keys), size)])
     with session.progress.work("looking", len(keys)) as advance:
-
-        def batches() -> Iterator[Batch]:
-            done = 0
-            for batch in loader:
-                yield batch
-                done += size
-                advance(min(done, len(keys)))
-
-        found = detect(
-            module,
-            batches(),
-            finish=session.finisher(specs),
-            num_keyframes=len(keyframes),
-            given=None if proposes else keyframes.boxes,
-            selection=Selection(floor=floor, nms=cfg.ROI.NMS if proposes else 1.0),
-            device=session.device,
-            autocast=session.precision.autocast,
-        )
-    return keyframes, found.detections.table(keyframes.videos, keyframes.video, keyframes.seconds)
+        for number, batch in enumerate(loader, start=1):
+            yield batch
+            advance(min(number * size, len(keys)))
 
 
 def _given(
@@ -184,7 +180,7 @@ def _given(
     detector = build_detector(boxes.detector, boxes.weights, device=session.device, floor=boxes.floor)
     empty = Keyframes("video", instants(name, index, every), None, sources)
     with session.progress.work("detecting", len(empty)) as advance:
-        finder = KeyframeDetection(empty, detector, timeout=timeout)
+        finder = KeyframeDetection(empty, detector, Reading(timeout=timeout))
         found = finder.run(name, range(len(empty)), [], advance)
     moments = [empty.moment(number) for number in range(len(empty))]
     return Keyframes("video", moments, found, sources, has_actions=False)

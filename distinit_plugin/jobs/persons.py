@@ -23,14 +23,14 @@ from distinit_plugin.detection.files import read_boxes, read_frame_list, read_tr
 from distinit_plugin.detection.geometry import clip_boxes, has_area, to_fractions
 from distinit_plugin.detection.joining import join
 from distinit_plugin.detection.keyframes import Keyframes, Moment
-from distinit_plugin.detection.persons import DETECTRON2, TORCHVISION, Found, PersonDetector, build_detector
+from distinit_plugin.detection.persons import DETECTRON2, Found, PersonDetector, build_detector
 from distinit_plugin.detection.sources import VIDEO_EXTENSIONS, FrameFiles, Sources, VideoFiles
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.engine.progress import Advance, ProgressView, open_progress
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import writing_alone
 from distinit_plugin.flow.writing import check_device
-from distinit_plugin.jobs.extraction import settle
+from distinit_plugin.jobs.extraction import SETTINGS_FILE, settle
 from distinit_plugin.types import BadVideo, Batch, SampleKey, ViewSpec
 from distinit_plugin.weights.sources import weights_digest
 
@@ -59,6 +59,23 @@ class Detection:
     bad: list[BadVideo] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How keyframes are read.
+
+    Attributes:
+        short_side: Of the pictures that the detector gets, pixels.
+        batch_size: Pictures at a time.
+        num_workers: Decoding processes.
+        timeout: Seconds that a file may take for one keyframe.
+    """
+
+    short_side: int = 800
+    batch_size: int = 4
+    num_workers: int = 0
+    timeout: float | None = 60.0
+
+
 def detect_persons(
     sources: Sources,
     moments: Sequence[Moment],
@@ -66,10 +83,7 @@ def detect_persons(
     output: Path,
     *,
     settings: Mapping[str, str],
-    short_side: int = 800,
-    batch_size: int = 4,
-    num_workers: int = 0,
-    timeout: float | None = 30.0,
+    reading: Reading,
     progress: ProgressView,
 ) -> Detection:
     """Find persons on keyframes.
@@ -83,10 +97,7 @@ def detect_persons(
         detector: Finds persons.
         output: The csv to be: video, second, box as fractions of the picture, -1, score.
         settings: What the boxes depend on, in words; parts that were made otherwise are refused.
-        short_side: Of the pictures that the detector gets, pixels.
-        batch_size: Pictures at a time.
-        num_workers: Decoding processes.
-        timeout: Seconds that a file may take.
+        reading: How keyframes are read.
         progress: Shows how far it is.
 
     Raises:
@@ -98,37 +109,38 @@ def detect_persons(
     for note in keyframes.notes:
         logger.warning("%s", note)
     parts = Path(f"{output}{PARTS}")
-    job = KeyframeDetection(
-        keyframes,
-        detector,
-        short_side=short_side,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        timeout=timeout,
-    )
-    result = Detection()
+    if parts.is_dir() and any(parts.iterdir()) and not (parts / SETTINGS_FILE).is_file():
+        raise UserError(f"{parts} is there and holds other things, but it is where parts of {output} go. Name another.")
     settle(parts, {**settings, "keyframes": _digest(keyframes)}, "boxes")
-    with writing_alone(parts, "boxes"), progress.work("detecting", len(keyframes)) as advance:
-        rows = [(keyframes.moment(index).video, index) for index in range(len(keyframes))]
-        for video, group in groupby(rows, key=lambda row: row[0]):
-            indices = [index for _, index in group]
-            part = parts / part_name(video)
-            if part.is_file():
-                result.skipped.append(video)
-            else:
-                table = job.run(video, indices, result.bad, advance)
-                if table is not None:
-                    write_rows(part, table)
-                    result.done.append(video)
-            advance(indices[-1] + 1)
-        finished = [*result.done, *result.skipped]
-        tables = [_read_part(parts / part_name(video)) for video in sorted(finished)]
-        joined = join([table for table in tables if table is not None])
+    job = KeyframeDetection(keyframes, detector, reading)
+    result = Detection(num_keyframes=len(keyframes))
+    with writing_alone(parts, "boxes"):
+        with progress.work("detecting", len(keyframes)) as advance:
+            _fill(parts, job, result, advance)
+        finished = sorted([*result.done, *result.skipped])
+        tables = [read_boxes(path) for path in map(parts.joinpath, map(part_name, finished)) if path.stat().st_size]
+        joined = join(tables)  # an empty part is of a video without persons
         write_rows(output, joined)
+        result.num_boxes = len(joined)
         if len(finished) == len(keyframes.videos):
             shutil.rmtree(parts, ignore_errors=True)
-    result.num_boxes, result.num_keyframes = len(joined), len(keyframes)
     return result
+
+
+def _fill(parts: Path, job: KeyframeDetection, result: Detection, advance: Advance) -> None:
+    """Make the parts that are missing."""
+    keyframes = job.keyframes
+    for video, group in groupby(range(len(keyframes)), key=lambda number: keyframes.moment(number).video):
+        indices = list(group)
+        part = parts / part_name(video)
+        if part.is_file():
+            result.skipped.append(video)
+            advance(indices[-1] + 1)
+            continue
+        table = job.run(video, indices, result.bad, advance)
+        if table is not None:
+            write_rows(part, table)
+            result.done.append(video)
 
 
 class Place(NamedTuple):
@@ -161,21 +173,53 @@ class Place(NamedTuple):
         return FrameFiles(self.frames, lists, start=self.start, fps=self.fps), names
 
 
+class Finder(NamedTuple):
+    """The detector.
+
+    Attributes:
+        arch: See ``detection.persons.build_detector``.
+        weights: Likewise; empty: the published ones.
+        floor: Least score of a person.
+        most: Persons of a keyframe, at most.
+        device: Where; empty: a GPU if there is one.
+    """
+
+    arch: str = "fasterrcnn_resnet50_fpn"
+    weights: str = ""
+    floor: float = 0.5
+    most: int = 100
+    device: str = ""
+
+    def build(self, short_side: int) -> tuple[PersonDetector, dict[str, str]]:
+        """The detector, and what its boxes depend on.
+
+        Raises:
+            UserError: There is no such detector or device, or its weights cannot be read.
+        """
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        zoo = self.arch.startswith(DETECTRON2)
+        weights = self.weights or ("" if zoo else "DEFAULT")
+        detector = build_detector(
+            self.arch, weights, device=torch.device(device), floor=self.floor, most=self.most, short_side=short_side
+        )
+        return detector, {
+            "detector": self.arch,
+            "weights": weights if zoo else weights_digest(f"torchvision/{self.arch}", weights)[:16],
+            "floor": str(self.floor),
+            "most": str(self.most),
+            "short side": str(short_side),
+        }
+
+
 def detect_from_folder(
     place: Place,
     output: Path,
+    finder: Finder,
     *,
-    arch: str = "fasterrcnn_resnet50_fpn",
-    weights: str = "",
     keyframe_files: Sequence[str] = (),
     seconds: Sequence[int] | None = None,
-    floor: float = 0.5,
-    most: int = 100,
-    short_side: int = 800,
-    batch_size: int = 4,
-    num_workers: int = 2,
-    device: str = "",
-    timeout: float = 60.0,
+    reading: Reading,
     console: Console | None = None,
 ) -> Detection:
     """Find persons on keyframes of a folder of videos, or of frames; see ``detect_persons``.
@@ -183,25 +227,15 @@ def detect_from_folder(
     Args:
         place: Where the pictures are.
         output: The csv to be.
-        arch: See ``detection.persons.build_detector``.
-        weights: Likewise; empty: the published ones.
+        finder: The detector.
         keyframe_files: Ground truth, or rows of video and second: the keyframes.
         seconds: Without such files: first and last of the whole seconds that are looked at; ``None``: all there are.
-        floor: Least score of a person.
-        most: Persons of a keyframe, at most.
-        short_side: Of the pictures that the detector sees, pixels.
-        batch_size: Keyframes at a time.
-        num_workers: Decoding processes.
-        device: Where; empty: a GPU if there is one.
-        timeout: Seconds that a file may take for one keyframe.
+        reading: How keyframes are read.
         console: Where to print; the standard output when ``None``.
 
     Raises:
         UserError: Anything that the user can put right.
     """
-    weights = weights or ("" if arch.startswith(DETECTRON2) else "COCO_V1" if not arch.endswith("_v2") else "DEFAULT")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
     sources, names = place.open()
     bad: list[BadVideo] = []
     if keyframe_files:
@@ -209,53 +243,38 @@ def detect_from_folder(
     elif seconds is not None:
         moments = moments_between(names, seconds[0], seconds[1])
     else:
-        moments, bad = moments_of(sources, names, timeout=timeout)
-    detector = build_detector(arch, weights, device=torch.device(device), floor=floor, most=most, short_side=short_side)
-    settings = {
-        "detector": arch,
-        "weights": weights_digest(f"torchvision/{arch}", weights)[:16] if arch in TORCHVISION else weights,
-        "floor": str(floor),
-        "most": str(most),
-        "short side": str(short_side),
-        "start": str(place.start),
-    }
-    result = detect_persons(
-        sources,
-        moments,
-        detector,
-        output,
-        settings=settings,
-        short_side=short_side,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        timeout=timeout,
-        progress=open_progress(console or Console(), enabled=True, main=True),
-    )
+        moments, bad = moments_of(sources, names, timeout=reading.timeout)
+    detector, settings = finder.build(reading.short_side)
+    progress = open_progress(console or Console(), enabled=True, main=True)
+    settings["start"] = str(place.start)
+    result = detect_persons(sources, moments, detector, output, settings=settings, reading=reading, progress=progress)
     result.bad += bad
     return result
 
 
 class KeyframeDetection:
-    """A detector on keyframes, one video at a time."""
+    """A detector on keyframes, one video at a time.
 
-    def __init__(
-        self,
-        keyframes: Keyframes,
-        detector: PersonDetector,
-        *,
-        short_side: int = 800,
-        batch_size: int = 4,
-        num_workers: int = 0,
-        timeout: float | None = 60.0,
-    ) -> None:
+    Attributes:
+        keyframes: All of them.
+    """
+
+    def __init__(self, keyframes: Keyframes, detector: PersonDetector, reading: Reading) -> None:
         """See ``detect_persons``."""
-        spec = ViewSpec(num_frames=1, crop_size=short_side, crop="whole")
+        spec = ViewSpec(num_frames=1, crop_size=reading.short_side, crop="whole")
         self._dataset = KeyframeDataset(
-            keyframes, {"student/rgb": spec}, clip_spec=spec, split="test", seed=0, num_classes=1, timeout=timeout
+            keyframes,
+            {"student/rgb": spec},
+            clip_spec=spec,
+            split="test",
+            seed=0,
+            num_classes=1,
+            timeout=reading.timeout,
         )
         self._view = spec.pixels
-        self._keyframes, self._detector = keyframes, detector
-        self._batch_size, self._num_workers = batch_size, num_workers
+        self._detector = detector
+        self._reading = reading
+        self.keyframes = keyframes
 
     def run(self, video: str, indices: Sequence[int], bad: list[BadVideo], advance: Advance) -> BoxTable | None:
         """The persons of one video.
@@ -270,18 +289,18 @@ class KeyframeDetection:
             Its rows; ``None``: none of its keyframes can be read.
         """
         keys = [SampleKey(0, index, index) for index in indices]
-        batches = [keys[start : start + self._batch_size] for start in range(0, len(keys), self._batch_size)]
+        size = self._reading.batch_size
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        loader = build_batch_loader(self._dataset, batches, num_workers=self._reading.num_workers)
         seconds: list[float] = []
         boxes: list[np.ndarray] = []
         scores: list[np.ndarray] = []
         read = 0
-        for own, batch in zip(
-            batches, build_batch_loader(self._dataset, batches, num_workers=self._num_workers), strict=True
-        ):
+        for own, batch in zip(batches, loader, strict=True):
             bad += batch["bad"]
             read += len(batch["keys"])
             for key, fractions, chances in self._look(batch):
-                seconds += [self._keyframes.moment(key.index).second] * len(fractions)
+                seconds += [self.keyframes.moment(key.index).second] * len(fractions)
                 boxes.append(fractions)
                 scores.append(chances)
             advance(own[-1].index + 1)
@@ -312,11 +331,6 @@ class KeyframeDetection:
 def part_name(video: str) -> str:
     """The file of a video's boxes below the folder of parts."""
     return f"{sha256(os.fsencode(video)).hexdigest()[:16]}.csv"
-
-
-def _read_part(path: Path) -> BoxTable | None:
-    """The boxes of a video; ``None``: there are no persons in it."""
-    return read_boxes(path) if path.stat().st_size else None
 
 
 def _digest(keyframes: Keyframes) -> str:
