@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import environment, ratio, spread, table, verdict
+from common import environment, peak_memory, ratio, spread, table, verdict
 
 from distinit_plugin.detection.files import write_rows
 from distinit_plugin.detection.tables import BoxTable
@@ -33,6 +34,7 @@ from distinit_plugin.detection.tables import BoxTable
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "eval_ava.py"
 MAX_SECONDS, MAX_MEBIBYTES, MIN_RATIO = 10.0, 1536.0, 30.0
 FIRST_SECOND, SECONDS, ACTIONS, COUNTED = 902, 897, 80, 60
+_POLL_SECONDS = 0.02
 _MAP, _AP = "PascalBoxes_Precision/mAP@0.5IOU", "PascalBoxes_PerformanceByCategory/AP@0.5IOU/"
 _OFFICIAL = (
     "import numpy, os, runpy, sys; numpy.float = float; numpy.bool = bool; numpy.NAN = numpy.nan; "
@@ -91,20 +93,23 @@ def _table(videos: int, keyframe: np.ndarray, boxes: np.ndarray, actions: np.nda
 
 def measured(command: Sequence[str]) -> Process:
     """A command in a process of its own, on one core."""
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    peak = 0
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL, env={**os.environ, **single})
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            with contextlib.suppress(OSError, StopIteration):  # it has just ended
+                peak = peak_memory(process.pid)
+            time.sleep(_POLL_SECONDS)
         seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return Process(text, seconds, usage.ru_maxrss / 1024)
+    return Process(text, seconds, peak / 2**20)
 
 
 def ours(paths: Sequence[str], output: Path) -> list[str]:
