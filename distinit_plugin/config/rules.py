@@ -49,7 +49,9 @@ INFLATABLE = (
 IMAGE_NETWORKS = ("Res2D",)
 """The networks of this package that are image networks themselves."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine", FLOW_LOSS)
-ACTION_LOSSES = ("cross_entropy",)
+BOX_LOSS = "bce"
+"""The loss on the actions of boxes."""
+ACTION_LOSSES = ("cross_entropy", BOX_LOSS)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
 """The papers' names of the end-points from which S3DG can have temporal kernels and gates."""
 _END_POINTS = {
@@ -65,7 +67,7 @@ _END_POINTS = {
 """The papers' names of all end-points → TF-slim's."""
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
-FRAME_PICKS = ("center", "random", "uniform", "clip")
+FRAME_PICKS = ("center", "keyframe", "random", "uniform", "clip")
 
 
 class Rule(NamedTuple):
@@ -128,6 +130,11 @@ def items(rule: Rule, *lengths: int) -> Rule:
         f"a list of {count}, each {rule.allowed}",
         lambda value: (len(value) in lengths if lengths else len(value) > 0) and all(map(rule.accepts, value)),
     )
+
+
+def any_number_of(rule: Rule) -> Rule:
+    """A list, perhaps empty, whose entries all pass a rule."""
+    return Rule(f"a list, each entry {rule.allowed}", lambda value: all(map(rule.accepts, value)))
 
 
 def address() -> Rule:
@@ -223,11 +230,15 @@ RULES: dict[str, Rule] = {
     "NUM_SHARDS": _COUNT,
     "SHARD_ID": _FROM_ZERO,
     "LOG_PERIOD": _COUNT,
-    "TRAIN.DATASET": Rule("kinetics (other data sets go into CORPUS.TRAIN)", lambda value: value.lower() == "kinetics"),
+    "TRAIN.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TRAIN), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TRAIN.BATCH_SIZE": _COUNT,
     "TRAIN.EVAL_PERIOD": _COUNT,
     "TRAIN.CHECKPOINT_PERIOD": _COUNT,
-    "TEST.DATASET": Rule("kinetics (other data sets go into CORPUS.TEST)", lambda value: value.lower() == "kinetics"),
+    "TEST.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TEST), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TEST.BATCH_SIZE": _COUNT,
     "TEST.NUM_ENSEMBLE_VIEWS": _COUNT,
     "TEST.NUM_SPATIAL_CROPS": one_of(1, 3),
@@ -239,6 +250,14 @@ RULES: dict[str, Rule] = {
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
+    "DATA.TRAIN_PCA_EIGVAL": items(_FROM_ZERO, 3),
+    "DATA.TRAIN_PCA_EIGVEC": items(items(number(least=-1e6, most=1e6), 3), 3),
+    "AVA.TRAIN_LISTS": items(_NOT_EMPTY),
+    "AVA.TEST_LISTS": items(_NOT_EMPTY),
+    "AVA.TRAIN_GT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TRAIN_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TEST_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.DETECTION_SCORE_THRESH": number(least=0, most=1),
     "DATA_LOADER.NUM_WORKERS": number(least=0, most=1024),
     "MODEL.MODEL_NAME": network_name(),
     "MODEL.NUM_CLASSES": _COUNT,
@@ -272,6 +291,12 @@ RULES: dict[str, Rule] = {
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "KEYFRAMES.VIDEO_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_FPS": number(above=0, most=1000),
+    "KEYFRAMES.SECONDS": items(_FROM_ZERO, 2),
+    "KEYFRAMES.LABEL_IOU": number(least=0, most=1),
+    "KEYFRAMES.TEST_BOXES": one_of("predicted", "ground_truth"),
     "FLOW.LAYOUT": one_of("store", "jpg", "npy"),
     "FLOW.MISSING": one_of("refuse", "live"),
     "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
@@ -287,6 +312,23 @@ RULES: dict[str, Rule] = {
     "ACTION.LOSS": registered(ACTION_LOSSES, LOSSES, without=DISTILL_LOSSES),
     "ACTION.LOSS_WEIGHT": _FROM_ZERO,
     "ACTION.LABEL_SMOOTHING": _FRACTION,
+    "DETECTION.SPATIAL_SCALE_FACTOR": number(least=0, most=1024),
+    "DETECTION.ROI_XFORM_RESOLUTION": number(least=1, most=64),
+    "ROI.LAYER": Rule(
+        "a layer's name, several joined by +, or empty",
+        lambda value: not value or all(map(str.strip, value.split("+"))),
+    ),
+    "ROI.POOL": one_of("avg", "max"),
+    "ROI.PROPOSALS": one_of("given", "rpn", "own"),
+    "ROI.SAMPLES": _COUNT,
+    "ROI.POSITIVE_SHARE": number(above=0, most=1),
+    "ROI.MATCH_IOU": number(above=0, most=1),
+    "ROI.BOX_LOSS_WEIGHT": number(above=0),
+    "ROI.PROPOSAL_LOSS_WEIGHT": number(above=0),
+    "ROI.SCORE_FLOOR": _FRACTION,
+    "ROI.NMS": number(above=0, most=1),
+    "ROI.MAX_DETECTIONS": _FROM_ZERO,
+    "ROI.EVALUATOR": one_of("official", "pyslowfast", "mmaction2"),
     "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
     "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
     "RUNNER.ACCUMULATE": _COUNT,

@@ -16,6 +16,8 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
+from distinit_plugin.config.validate_detection import detection_problems
+from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
 from distinit_plugin.config.validate_networks import (
     flow_problems,
     head_problems,
@@ -123,7 +125,8 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
 
 def _same_type(value: Any, default: Any) -> bool:
     if isinstance(default, list):
-        return isinstance(value, list | tuple) and all(_same_type(item, default[0]) for item in value)
+        kind = default[0] if default else ""  # an empty default is a list of texts
+        return isinstance(value, list | tuple) and all(_same_type(item, kind) for item in value)
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)
@@ -292,6 +295,8 @@ def _purpose(cfg: CfgNode) -> Problems:
 
 
 def _corpora(cfg: CfgNode) -> Problems:
+    if cfg.DETECTION.ENABLE:  # keyframe_problems speaks of it
+        return
     listed = cfg.DATA.PATH_TO_DATA_DIR
     for use, wanted in (("TRAIN", cfg.TRAIN.ENABLE), ("TEST", cfg.TEST.ENABLE)):
         if wanted and not cfg.CORPUS[use] and not listed:
@@ -349,6 +354,8 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
+    (keyframe_problems, (*KEYFRAME_KEYS, "ROI.PROPOSALS", "DISTILL.")),
+    (detection_problems, ("DETECTION.", "ROI.", "ACTION.", "DISTILL.")),
     (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""
