@@ -19,14 +19,25 @@ YAML = Path(__file__).resolve().parents[1] / "configs" / "quickstart" / "persons
 FAST = (
     *("DATA.NUM_FRAMES", "4", "DATA.TRAIN_CROP_SIZE", "32", "DATA.TEST_CROP_SIZE", "32", "NETWORK.WIDTH", "4"),
     *("DATA.TRAIN_JITTER_SCALES", "[32, 40]", "TRAIN.BATCH_SIZE", "4", "TEST.BATCH_SIZE", "4"),
-    *("SOLVER.MAX_EPOCH", "2", "SOLVER.WARMUP_EPOCHS", "0", "DATA_LOADER.NUM_WORKERS", "0", "RUNNER.CHANNELS_LAST", "off"),
+    *(
+        "SOLVER.MAX_EPOCH",
+        "2",
+        "SOLVER.WARMUP_EPOCHS",
+        "0",
+        "DATA_LOADER.NUM_WORKERS",
+        "0",
+        "RUNNER.CHANNELS_LAST",
+        "off",
+    ),
     *("ROI.LAYER", "layer2", "AVA.FULL_TEST_ON_VAL", "True", "RUNNER.CLIPS_PER_EPOCH", "8"),
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_persons(tmp_path_factory.mktemp("persons"), num_train=2, num_test=2, num_keyframes=3, height=48, width=64)
+    return make_persons(
+        tmp_path_factory.mktemp("persons"), num_train=2, num_test=2, num_keyframes=3, height=48, width=64
+    )
 
 
 def configured(data, folder, *options):
