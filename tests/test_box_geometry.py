@@ -37,10 +37,7 @@ def largest_error(geometry: Geometry, size: tuple[int, int], region: ViewRegion)
 
 
 GEOMETRIES = [
-    (
-        random_geometry(HEIGHT, WIDTH, crop_size=64, scales=(64, 80), flip=True, rng=np.random.default_rng(seed)),
-        (64, 64),
-    )
+    (random_geometry(HEIGHT, WIDTH, crop_size=64, scales=(64, 80), flip=True, rng=np.random.default_rng(seed)), (64, 64))
     for seed in range(8)
 ]
 GEOMETRIES += [

@@ -34,7 +34,9 @@ def sources(persons, kind, split):
 
 def train_set(persons, kind="videos", truth="ava_train_v2.2.csv", **kwargs) -> KeyframeDataset:
     table = read_truth(persons.annotations / truth)
-    keyframes = training_keyframes("train", [table], [], sources(persons, kind, "train"), choice=ALL, least_score=0.9)
+    keyframes = training_keyframes(
+        "train", [table], [], sources(persons, kind, "train"), choice=ALL, least_score=0.9
+    )
     return dataset(keyframes, "train", SPEC, **kwargs)
 
 
@@ -201,9 +203,7 @@ def test_rows_of_a_test_are_those_of_the_file(persons, boxes):
             sample = data[key._replace(crop=int(mirrored))]
             assert sample["views"][WHOLE.pixels].shape == (3, 4, 48, 72)
             assert sample["region"].flip == mirrored
-            assert (
-                set(sample["targets"]) == {"predicted": {BOXES}, "ground_truth": {BOXES, ACTIONS}, "none": set()}[boxes]
-            )
+            assert set(sample["targets"]) == {"predicted": {BOXES}, "ground_truth": {BOXES, ACTIONS}, "none": set()}[boxes]
             if boxes == "none":
                 continue
             back = to_fractions(sample["targets"][BOXES].numpy(), sample["region"])
@@ -298,9 +298,7 @@ def test_endings_of_videos(tmp_path):
 def test_batches_hold_keyframes_of_one_video_once():
     videos = [0] * 5 + [1] * 1 + [2] * 4
     for world_size in (1, 2, 3, 8):
-        parts = [
-            list(KeyframeBatches(videos, 2, crop=1, rank=rank, world_size=world_size)) for rank in range(world_size)
-        ]
+        parts = [list(KeyframeBatches(videos, 2, crop=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
         assert [len(KeyframeBatches(videos, 2, rank=r, world_size=world_size)) for r in range(world_size)] == [
             len(part) for part in parts
         ]
@@ -316,16 +314,12 @@ def test_batches_hold_keyframes_of_one_video_once():
 
 def test_batches_from_workers(persons):
     data = train_set(persons)
-    sampler = ClipSampler(
-        data.keyframes.sizes, data.keyframes.weights, num_clips_per_epoch=0, global_batch_size=2, seed=0
-    )
+    sampler = ClipSampler(data.keyframes.sizes, data.keyframes.weights, num_clips_per_epoch=0, global_batch_size=2, seed=0)
     batches = list(build_loader(data, sampler, 2, num_workers=2, drop_last=True))
     assert len(batches) == len(data) // 2
     for batch in batches:
         samples = [data[key] for key in batch["keys"]]
-        assert torch.equal(
-            batch["views"][SPEC.pixels], torch.stack([sample["views"][SPEC.pixels] for sample in samples])
-        )
+        assert torch.equal(batch["views"][SPEC.pixels], torch.stack([sample["views"][SPEC.pixels] for sample in samples]))
         assert batch["regions"] == [sample["region"] for sample in samples]
         rows = [
             [float(number), *box.tolist()] for number, sample in enumerate(samples) for box in sample["targets"][BOXES]
