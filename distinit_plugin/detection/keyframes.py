@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distinit_plugin.detection.geometry import Boxes
-from distinit_plugin.detection.joining import inside_frame, join, label_by_overlap, select
+from distinit_plugin.detection.joining import inside_frame, join, label_by_overlap, select, unique_rows
 from distinit_plugin.detection.sources import Sources
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.errors import UserError
@@ -171,14 +171,15 @@ class Keyframes:
         keyframe = keyframe[keyframe >= 0]
         # Boxes stay in the order of their first rows, which decides nothing but is easier to compare with the file.
         keys = np.column_stack([keyframe.astype(np.float64), held.boxes])
-        _, first, box = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        first, box = unique_rows(keys)
         rank = np.empty(len(first), dtype=np.int64)
         order = np.lexsort((first, keyframe[first]))
         rank[order] = np.arange(len(first))
-        box = rank[box.reshape(-1)]
+        box = rank[box]
         self._boxes = held.boxes[first[order]]
         self._starts = np.searchsorted(keyframe[first[order]], np.arange(len(self) + 1))
-        pairs = np.unique(np.column_stack([box, held.actions])[held.actions != NO_ACTION], axis=0)
+        pairs = np.column_stack([box, held.actions])[held.actions != NO_ACTION]
+        pairs = pairs[unique_rows(pairs)[0]]
         self._actions = pairs[:, 1].astype(np.int32)
         self._action_starts = np.searchsorted(pairs[:, 0], np.arange(len(first) + 1))
 
@@ -217,7 +218,7 @@ class Choice:
         stamps = np.column_stack([table.video.astype(np.float64), table.seconds])
         if empty:
             stamps = np.concatenate([stamps, table.keyframes])
-        stamps = np.unique(stamps, axis=0)
+        stamps = stamps[unique_rows(stamps)[0]]
         seconds = stamps[:, 1]
         kept = (seconds >= self.first) & (seconds <= self.last)
         if self.every:
