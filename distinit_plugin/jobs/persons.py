@@ -190,18 +190,26 @@ class Finder(NamedTuple):
     most: int = 100
     device: str = ""
 
+    def place(self) -> torch.device:
+        """Where it runs.
+
+        Raises:
+            UserError: There is no such device.
+        """
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        return torch.device(device)
+
     def build(self, short_side: int) -> tuple[PersonDetector, dict[str, str]]:
         """The detector, and what its boxes depend on.
 
         Raises:
             UserError: There is no such detector or device, or its weights cannot be read.
         """
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(device)
         zoo = self.arch.startswith(DETECTRON2)
         weights = self.weights or ("" if zoo else "DEFAULT")
         detector = build_detector(
-            self.arch, weights, device=torch.device(device), floor=self.floor, most=self.most, short_side=short_side
+            self.arch, weights, device=self.place(), floor=self.floor, most=self.most, short_side=short_side
         )
         return detector, {
             "detector": self.arch,
@@ -236,6 +244,7 @@ def detect_from_folder(
     Raises:
         UserError: Anything that the user can put right.
     """
+    finder.place()  # before anything that takes long
     sources, names = place.open()
     bad: list[BadVideo] = []
     if keyframe_files:
