@@ -43,6 +43,8 @@ VERBS = {
     "export": Verb("export", "the student alone as safetensors, torch.export or ONNX, checked"),
     "ensemble": Verb("ensemble", "average the saved scores of several runs and print their accuracies"),
     "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
+    "check-ava": Verb("check_ava", "what is missing, wrong or odd in a data set of AVA's form"),
+    "eval-ava": Verb("eval_ava", "frame-mAP@0.5 of detected actions, exactly as AVA's official evaluator"),
     "cache-targets": Verb(
         "cache_targets", "a teacher's outputs on a grid of clips, computed once and read in training; resumable"
     ),

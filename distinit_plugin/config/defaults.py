@@ -85,6 +85,7 @@ _C.MODEL = CfgNode()
 _C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
 _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is built where no term reads it
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
+_C.MODEL.FROZEN_BN = False  # batch normalisation keeps the statistics of the weights that the training starts from
 
 _C.RESNET = CfgNode()
 _C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18, 34, 50, 101, 152; the first two: 16, 26 as well

@@ -24,6 +24,7 @@ from distinit_plugin.config.validate_networks import (
     head_problems,
     inflation_problems,
     layer_problems,
+    norm_problems,
     part_problems,
     student_problems,
 )
@@ -351,6 +352,7 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (student_problems, ("MODEL.", "RESNET.", "NETWORK.")),
     (flow_problems, ("FLOW.",)),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
+    (norm_problems, ("MODEL.FROZEN_BN", "BN.", "INIT.", "TRAIN.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
     (head_problems, ("INIT.TRAINABLE", "ACTION.", "DISTILL.")),
     (_purpose, ("MODEL.MODEL_NAME", "TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),

@@ -219,8 +219,8 @@ class KeyframeBatches:
             world_size: Number of ranks.
         """
         videos = np.asarray(videos)
-        ends = [*(np.flatnonzero(np.diff(videos)) + 1).tolist(), len(videos)] if len(videos) else []
-        runs = zip([0, *ends[:-1]], ends, strict=True)
+        changes = (np.flatnonzero(np.diff(videos)) + 1).tolist()
+        runs = zip([0, *changes], [*changes, len(videos)], strict=True)
         batches = [
             range(first, min(first + batch_size, end)) for start, end in runs for first in range(start, end, batch_size)
         ]

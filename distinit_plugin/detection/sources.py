@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, overload
 
 from distinit_plugin.errors import UserError, VideoError
@@ -72,7 +71,8 @@ class VideoFiles:
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {describe(error)}. Name the folder of the videos.") from error
         ranks = {ending: rank for rank, ending in enumerate(VIDEO_EXTENSIONS)}
-        found = [(ranks[ending], stem, ending) for stem, ending in map(_split, names) if ending.lower() in ranks]
+        parts = [os.path.splitext(name) for name in names]
+        found = [(ranks[ending.lower()], stem, ending) for stem, ending in parts if ending.lower() in ranks]
         self._endings = {stem: ending for _, stem, ending in sorted(found, reverse=True)}
         if not self._endings:
             raise UserError(f"{folder} has no videos (files that end in {', '.join(VIDEO_EXTENSIONS)}).")
@@ -162,8 +162,3 @@ class _Below(Sequence[str]):
         if isinstance(index, slice):
             return [os.path.join(self._folder, path) for path in self._paths[index]]
         return os.path.join(self._folder, self._paths[index])
-
-
-def _split(name: str) -> tuple[str, str]:
-    path = Path(name)
-    return path.stem, path.suffix

@@ -166,6 +166,7 @@ def train_options(cfg: CfgNode, videos: Records) -> TrainOptions:
         clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
         clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
         frozen_trunk=cfg.INIT.TRAINABLE != "all",
+        frozen_norm=cfg.MODEL.FROZEN_BN,
         corpus_size=videos.num_videos,
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
