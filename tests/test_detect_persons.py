@@ -19,7 +19,8 @@ from distinit_plugin.detection.sources import VideoFiles
 from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.jobs import persons as job
-from distinit_plugin.jobs.persons import Reading, detect_persons, moments_between, moments_of, names_in, part_name
+from distinit_plugin.jobs.persons import Reading, detect_persons, part_name
+from distinit_plugin.jobs.places import moments_between, moments_of, names_in
 
 FPS = 10
 

@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.keyframes and arguments.seconds:
         raise UserError("--keyframes and --seconds are two ways to say the same. Give one of them.")
 
-    from distinit_plugin.jobs.persons import Finder, Place, Reading, detect_from_folder
+    from distinit_plugin.jobs.persons import Finder, Reading, detect_from_folder
+    from distinit_plugin.jobs.places import Place
 
     result = detect_from_folder(
         Place(

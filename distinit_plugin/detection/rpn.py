@@ -123,8 +123,8 @@ class PersonRpn(VideoNetwork):
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
         """The keyframe: a crop in training, else all of it."""
         spec = self.input.view_specs(split)["rgb"]
-        crop = "shared" if split == "train" else "whole"
-        return {KEYFRAME: replace(spec, num_frames=1, sampling_rate=1, pick="keyframe", crop=crop)}
+        frame = replace(spec, num_frames=1, sampling_rate=1, pick="keyframe")
+        return {KEYFRAME: frame if split == "train" else replace(frame, crop="whole")}
 
     def forward(
         self, views: Mapping[str, Tensor], *, boxes: Tensor | None = None, taps: Collection[str] = ()

@@ -19,18 +19,19 @@ from torch import Tensor
 
 from distinit_plugin.data.keyframes import KeyframeDataset
 from distinit_plugin.data.loader import build_batch_loader
-from distinit_plugin.detection.files import read_boxes, read_frame_list, read_truth, write_rows
+from distinit_plugin.detection.files import read_boxes, write_rows
 from distinit_plugin.detection.geometry import clip_boxes, has_area, to_fractions
 from distinit_plugin.detection.joining import join
 from distinit_plugin.detection.keyframes import Keyframes, Moment
 from distinit_plugin.detection.persons import DETECTRON2, Found, PersonDetector, build_detector
-from distinit_plugin.detection.sources import VIDEO_EXTENSIONS, FrameFiles, Sources, VideoFiles
+from distinit_plugin.detection.sources import Sources
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.engine.progress import Advance, ProgressView, open_progress
-from distinit_plugin.errors import UserError, VideoError
+from distinit_plugin.errors import UserError
 from distinit_plugin.files import writing_alone
 from distinit_plugin.flow.writing import check_device
 from distinit_plugin.jobs.extraction import SETTINGS_FILE, settle
+from distinit_plugin.jobs.places import Place, listed_moments, moments_between, moments_of
 from distinit_plugin.types import BadVideo, Batch, SampleKey, ViewSpec
 from distinit_plugin.weights.sources import weights_digest
 
@@ -143,36 +144,6 @@ def _fill(parts: Path, job: KeyframeDetection, result: Detection, advance: Advan
             result.done.append(video)
 
 
-class Place(NamedTuple):
-    """Where the pictures are.
-
-    Attributes:
-        videos: Folder of video files; empty: there are frames.
-        frames: Folder with a folder of frames for each video.
-        frame_list: AVA's list of frames, whose paths start from ``frames``; empty: whatever images there are.
-        start: Time stamp of the first picture, seconds.
-        fps: Of frames.
-    """
-
-    videos: str = ""
-    frames: str = ""
-    frame_list: str = ""
-    start: float = 0.0
-    fps: float = 30.0
-
-    def open(self) -> tuple[Sources, list[str]]:
-        """The pictures, and the names of the videos.
-
-        Raises:
-            UserError: A folder or list cannot be read, or holds nothing.
-        """
-        if self.videos:
-            return VideoFiles(self.videos, start=self.start), names_in(self.videos, frames=False)
-        lists = read_frame_list(self.frame_list) if self.frame_list else None
-        names = names_in(self.frames, frames=True) if lists is None else sorted(lists)
-        return FrameFiles(self.frames, lists, start=self.start, fps=self.fps), names
-
-
 class Finder(NamedTuple):
     """The detector.
 
@@ -190,18 +161,26 @@ class Finder(NamedTuple):
     most: int = 100
     device: str = ""
 
+    def place(self) -> torch.device:
+        """Where it runs.
+
+        Raises:
+            UserError: There is no such device.
+        """
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        return torch.device(device)
+
     def build(self, short_side: int) -> tuple[PersonDetector, dict[str, str]]:
         """The detector, and what its boxes depend on.
 
         Raises:
             UserError: There is no such detector or device, or its weights cannot be read.
         """
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(device)
         zoo = self.arch.startswith(DETECTRON2)
         weights = self.weights or ("" if zoo else "DEFAULT")
         detector = build_detector(
-            self.arch, weights, device=torch.device(device), floor=self.floor, most=self.most, short_side=short_side
+            self.arch, weights, device=self.place(), floor=self.floor, most=self.most, short_side=short_side
         )
         return detector, {
             "detector": self.arch,
@@ -236,10 +215,11 @@ def detect_from_folder(
     Raises:
         UserError: Anything that the user can put right.
     """
+    finder.place()  # before anything that takes long
     sources, names = place.open()
     bad: list[BadVideo] = []
     if keyframe_files:
-        moments = _listed_moments(keyframe_files)
+        moments = listed_moments(keyframe_files)
     elif seconds is not None:
         moments = moments_between(names, seconds[0], seconds[1])
     else:
@@ -339,55 +319,3 @@ def _digest(keyframes: Keyframes) -> str:
     digest.update(keyframes.video.tobytes())
     digest.update(keyframes.seconds.tobytes())
     return digest.hexdigest()[:16]
-
-
-# --------------------------------------------------------------------------------------------------------- keyframes
-def names_in(folder: str, *, frames: bool) -> list[str]:
-    """Names of the videos of a folder: its files, or its folders of frames.
-
-    Raises:
-        UserError: It cannot be read or holds none.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            if frames:
-                names = [entry.name for entry in entries if entry.is_dir()]
-            else:
-                split = [os.path.splitext(entry.name) for entry in entries]
-                names = [stem for stem, ending in split if ending.lower() in VIDEO_EXTENSIONS]
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {(error.strerror or str(error)).lower()}. Name another.") from error
-    if not names:
-        raise UserError(f"{folder} holds no {'folders of frames' if frames else 'videos'}. Name another folder.")
-    return sorted(set(names))
-
-
-def moments_between(names: Sequence[str], first: int, last: int) -> list[Moment]:
-    """Every whole second of videos from ``first`` to ``last``, both included."""
-    return [Moment(name, float(second)) for name in names for second in range(first, last + 1)]
-
-
-def _listed_moments(files: Sequence[str]) -> list[Moment]:
-    """The keyframes that files of ground truth, or rows of video and second, name."""
-    moments: set[Moment] = set()
-    for file in files:
-        table = read_truth(file)
-        rows = zip(table.video.tolist(), table.seconds.tolist(), strict=True)
-        moments |= {Moment(table.videos[video], second) for video, second in rows}
-        moments |= {Moment(table.videos[int(video)], second) for video, second in table.keyframes.tolist()}
-    return sorted(moments)
-
-
-def moments_of(sources: Sources, names: Sequence[str], *, timeout: float | None) -> tuple[list[Moment], list[BadVideo]]:
-    """Every whole second at which videos have pictures; and the videos that cannot be read."""
-    moments, bad = [], []
-    for name in names:
-        try:
-            with sources.open(name, sources.start, cache=None, timeout=timeout) as source:
-                length = float(source.index.seconds[-1] - source.index.seconds[0])
-        except VideoError as error:
-            bad.append(BadVideo(error.path, error.reason))
-            continue
-        first, last = int(np.ceil(sources.start)), int(np.floor(sources.start + length))
-        moments += moments_between([name], first, last)
-    return moments, bad

@@ -74,8 +74,8 @@ def read_trained(
         boxes: The caller takes networks that see boxes in keyframes.
 
     Raises:
-        UserError: The file is unreadable or of another program, a key or value is not allowed, or the network sees boxes
-            and the caller does not take such a one.
+        UserError: The file is unreadable or of another program, a key or value is not allowed, or the network sees
+            boxes and the caller does not take such a one.
     """
     keys = (*INPUT_KEYS, *FURTHER_KEYS, *more_keys)
     for key in opts[0::2]:
