@@ -249,7 +249,11 @@ def test_label_maps(text, names, write):
         (OLD + "item {\n  id: 3\n}\n", r"line 9 \(name '', id '3'\)"),
         (OLD + 'item {\n  name: "sit"\n  id: 12\n}\n', r"line 9 \(id 12 is 'stand' already\)"),
         (OLD + 'item {\n  name: "stand"\n  id: 13\n}\n', r"line 9 \('stand' has another id already\)"),
+        ("sit\n" + OLD, r"line 1 \('sit' is no whole block\)"),
         ("{" * 5000, "no whole block"),
+        ("a" * 2**20, "no whole block"),
+        ("item {" + "a" * 2**20, "no whole block"),
+        ('item { name: "' * 2**15, "no whole block"),
     ],
 )
 def test_wrong_label_maps(text, named, write):
