@@ -8,13 +8,16 @@ from distinit_plugin.building.data import (
     build_corpora,
     build_dataset,
     build_grid_dataset,
+    build_records,
     build_test_loader,
     build_train_loader,
     build_train_sampler,
     has_corpus,
     view_specs,
 )
+from distinit_plugin.building.detection import Judge, build_judge, build_selection
 from distinit_plugin.building.flow import build_live_flow
+from distinit_plugin.building.keyframes import build_keyframes, build_sources
 from distinit_plugin.building.networks import (
     build_network,
     build_objective,
@@ -32,14 +35,20 @@ from distinit_plugin.building.targets import build_targets, describe_targets, sh
 __all__ = [
     "CORPUS_KEYS",
     "FRAME_INDEX_FOLDER",
+    "Judge",
     "build_corpora",
     "build_dataset",
     "build_grid_dataset",
+    "build_judge",
+    "build_keyframes",
     "build_live_flow",
     "build_network",
     "build_objective",
     "build_optimizer",
+    "build_records",
     "build_schedule",
+    "build_selection",
+    "build_sources",
     "build_targets",
     "build_teacher",
     "build_teachers",

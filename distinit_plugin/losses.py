@@ -191,6 +191,26 @@ def cross_entropy(student: Tensor, target: Tensor, *, label_smoothing: float = 0
 
 
 @LOSSES.register()
+def bce(student: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of several actions at once: −mean_k (y_k ln p_k + (1 − y_k) ln(1 − p_k)), p = sigmoid.
+
+    Args:
+        student: Logits (R,K), a row for each box.
+        target: 0 and 1, (R,K).
+
+    Returns:
+        (R,), nats.
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    _check_same_shape("bce", student, target)
+    return functional.binary_cross_entropy_with_logits(
+        full_precision(student), full_precision(target), reduction="none"
+    ).mean(1)
+
+
+@LOSSES.register()
 def flow_decoding(student: Tensor, target: Tensor) -> Tensor:
     """Squared error of decoded flow (D3D, arXiv 1812.08249 §3.1), see ``flow.motion.polar_loss``; mean over positions.
 

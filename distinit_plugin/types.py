@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
 Modality = Literal["rgb", "flow"]
-Pick = Literal["clip", "center", "random", "uniform"]
+Pick = Literal["clip", "center", "keyframe", "random", "uniform"]
+Crop = Literal["shared", "center", "whole"]
 Split = Literal["train", "val", "test"]
 
 
@@ -25,15 +26,16 @@ class ViewSpec:
         num_frames: Frames in the view (1 for an image teacher that sees one frame); ``None``: the whole video.
         sampling_rate: Distance between neighbouring frames of the clip, in frames, after ``target_fps``.
         target_fps: Frame rate to which the video is resampled first; ``None``: native.
-        pick: ``clip``: the clip itself. ``center``, ``random``, ``uniform``: ``num_frames`` frames chosen from the
-            frames of the student's clip.
+        pick: ``clip``: the clip itself. ``center``, ``keyframe``, ``random``, ``uniform``: ``num_frames`` frames chosen
+            from the frames of the student's clip.
         stack: Consecutive frames folded into channels (flow of Two-Stream: 10); 1 elsewhere. Frame t of such a view is
             the frames t, t + 1, … of the (resampled) video, one after the other along channels: channel 2k is u of the
             k-th of them and 2k + 1 is v. ``mean`` and ``std`` have an entry for each channel.
-        crop_size: Height and width of the view, pixels.
+        crop_size: Height and width of the view, pixels; of a ``whole`` one its short side.
         mean: Per-channel mean, in units of [0, 1].
         std: Per-channel standard deviation, in units of [0, 1].
         crop: ``shared``: the student's crop and flip. ``center``: the centre crop of the same frames, not mirrored.
+            ``whole``: all of the picture in its own proportions.
         pick_from: Evenly spaced frames of the clip among which ``pick`` chooses; 0: all of them.
     """
 
@@ -46,7 +48,7 @@ class ViewSpec:
     crop_size: int = 112
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
-    crop: Literal["shared", "center"] = "shared"
+    crop: Crop = "shared"
     pick_from: int = 0
 
     @property
@@ -97,6 +99,36 @@ ACTIONS = "actions"
 """Target of keyframes: what the persons do, float32 of 0 and 1, (N,K); of a batch (R,K). Rows go with ``BOXES``."""
 
 
+RAGGED = (BOXES, ACTIONS)
+"""Targets of which each example has a number of rows of its own."""
+
+
+class ViewRegion(NamedTuple):
+    """What the student's view shows of the source picture, so that boxes can be brought there and back.
+
+    Attributes:
+        frame_height: Rows of the source picture.
+        frame_width: Columns of the source picture.
+        top: First row of the region, source pixels.
+        left: First column.
+        height: Rows of the region.
+        width: Columns of the region.
+        flip: Whether the view is mirrored left to right.
+        view_height: Rows of the view.
+        view_width: Columns of the view.
+    """
+
+    frame_height: int
+    frame_width: int
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    view_height: int
+    view_width: int
+
+
 class Sample(TypedDict):
     """What the dataset returns for one key."""
 
@@ -107,6 +139,7 @@ class Sample(TypedDict):
     targets: dict[str, Tensor]  # "label" (0-dim int64) when labelled; absent = unlabeled, never a fake 0 or -1; and one
     # per cached teacher by its name, (P,…): a row for each frame that it was shown, or one for the clip
     bad: list[BadVideo]  # files met on the way that had to be skipped
+    region: NotRequired[ViewRegion]  # of a keyframe: where ``BOXES`` are measured
 
 
 class Batch(TypedDict):
@@ -115,8 +148,9 @@ class Batch(TypedDict):
     views: dict[str, Tensor]  # as in ``Sample``, with a first dimension B
     keys: list[SampleKey]
     paths: list[str]
-    targets: dict[str, Tensor]  # "label": (B,) int64; of cached teachers (B,P,…)
+    targets: dict[str, Tensor]  # "label": (B,) int64; of cached teachers (B,P,…); ``BOXES`` (R,5), ``ACTIONS`` (R,K)
     bad: list[BadVideo]
+    regions: NotRequired[list[ViewRegion]]  # of keyframes, as ``keys``
 
 
 class LayerInfo(NamedTuple):

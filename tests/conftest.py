@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_jobs import write_videos
 
+from distinit_plugin.demos.persons import PersonData, make_persons
 from distinit_plugin.engine.curves import plot_curves, read_curves
 from distinit_plugin.jobs import running
 
@@ -51,6 +52,13 @@ def assets() -> Path:
 def videos(tmp_path_factory) -> Path:
     """The small corpora of ``write_videos``; no test may change them."""
     return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def persons(tmp_path_factory) -> PersonData:
+    """A small set in AVA's form, as videos and as extracted frames; no test may change it."""
+    folder = tmp_path_factory.mktemp("persons")
+    return make_persons(folder, num_train=3, num_test=2, num_keyframes=4, height=64, width=96, extract=True)
 
 
 def pytest_unconfigure():

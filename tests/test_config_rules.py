@@ -25,6 +25,7 @@ BAD = [
     ("NUM_GPUS", "-1", "a number ≥ 0", []),
     ("SHARD_ID", "1", "0 … 0", []),
     ("TRAIN.DATASET", "ava", "kinetics", []),
+    ("TRAIN.DATASET", "ssv2", "kinetics", []),
     ("TRAIN.BATCH_SIZE", "30", "multiple of 4", ["NUM_GPUS", "2", "RUNNER.ACCUMULATE", "2"]),
     ("RUNNER.ACCUMULATE", "0", "a number ≥ 1", []),
     ("TEST.BATCH_SIZE", "7", "multiple of 2", ["NUM_GPUS", "2"]),
@@ -304,6 +305,8 @@ def test_every_rule_is_for_a_key_that_exists():
     assert set(TEACHER_RULES) <= {*TEACHER_ENTRY, *TEACHER_ENTRY.NETWORK}
     free_text = {"CHECKPOINT_FILE_PATH", "PATH_TO_DATA_DIR", "PATH_PREFIX", "LOG_DIR", "INFLATE_FROM"}
     free_text |= {
+        *("ANNOTATION_DIR", "FRAME_DIR", "FRAME_LIST_DIR", "VIDEO_DIR"),
+        *("GROUNDTRUTH_FILE", "LABEL_MAP_FILE", "EXCLUSION_FILE"),
         "FLOW_NET_WEIGHTS",
         "INFLATE_WEIGHTS",
         "STREAM_WEIGHTS",

@@ -54,9 +54,8 @@ def read(numbers):
 
 def test_a_view_of_flow_ships_where_it_begins_and_where_it_ends():
     rgb = replace(FLOW, modality="rgb", mean=(0.5,) * 3, std=(0.5,) * 3)
-    views = build_views(
-        read, clip([1, 2, 7]), {"rgb": rgb, "flow": FLOW, "two": STACKED}, Geometry(2, 3, 16, 16, True), 0
-    )
+    regions = {"shared": Geometry(2, 3, 16, 16, True)}
+    views = build_views(read, clip([1, 2, 7]), {"rgb": rgb, "flow": FLOW, "two": STACKED}, regions, 0)
     assert set(views) == {rgb.pixels, FLOW.pairs, STACKED.pairs}
     assert views[FLOW.pairs].shape == (6, 3, 16, 16)
     assert views[FLOW.pairs][0, :, 0, 0].tolist() == [10, 20, 60]
@@ -78,7 +77,7 @@ class NumbersAsFlow:
 
 
 def test_channels_of_a_stack_are_u_and_v_of_each_flow():
-    views = build_views(read, clip([1, 4, 6]), {"two": STACKED}, WHOLE, 0)
+    views = build_views(read, clip([1, 4, 6]), {"two": STACKED}, {"shared": WHOLE}, 0)
     live = LiveFlow(NumbersAsFlow(), Quantiser(20.0))
     batch = {name: view[None] for name, view in views.items()}
     found = finish_views(batch, {"two": STACKED}, "cpu", flow=live)["two"]
@@ -91,7 +90,7 @@ def test_channels_of_a_stack_are_u_and_v_of_each_flow():
 
 
 def test_pairs_without_a_back_end_are_refused():
-    views = build_views(read, clip([1, 4, 6]), {"flow": FLOW}, WHOLE, 0)
+    views = build_views(read, clip([1, 4, 6]), {"flow": FLOW}, {"shared": WHOLE}, 0)
     with pytest.raises(KeyError, match="flow_clip_3x1"):
         finish_views({name: view[None] for name, view in views.items()}, {"flow": FLOW}, "cpu")
 
@@ -182,9 +181,9 @@ def test_values_scale_with_the_picture(scale):
 
 def test_another_bound_is_coded_anew():
     codes = torch.full((1, 2, 4, 4), 255, dtype=torch.uint8)
-    assert render_flow(codes, Quantiser(10.0), 20.0, 4, flip=False).unique().tolist() == [191]
-    assert render_flow(codes, Quantiser(20.0), 20.0, 4, flip=False).unique().tolist() == [255]
-    assert render_flow(codes, Quantiser(40.0), 20.0, 4, flip=False).unique().tolist() == [255]  # clipped
+    assert render_flow(codes, Quantiser(10.0), 20.0, (4, 4), flip=False).unique().tolist() == [191]
+    assert render_flow(codes, Quantiser(20.0), 20.0, (4, 4), flip=False).unique().tolist() == [255]
+    assert render_flow(codes, Quantiser(40.0), 20.0, (4, 4), flip=False).unique().tolist() == [255]  # clipped
 
 
 def test_regions_in_a_store_of_another_size():

@@ -64,7 +64,7 @@ def test_a_centre_crop_beside_a_shared_one():
     clip = type("AllFrames", (), {"__len__": lambda self: 4, "frames": lambda self, picked: picked})()
     specs = {"a": replace(CLIP, crop_size=8), "b": replace(CLIP, crop_size=8, crop="center")}
     shared, center = Geometry(3, 1, 8, 8, True), Geometry(6, 11, 8, 8)
-    views = build_views(lambda numbers: frames[numbers], clip, specs, shared, 0, center)
+    views = build_views(lambda numbers: frames[numbers], clip, specs, {"shared": shared, "center": center}, 0)
     expected = torch.from_numpy(frames).permute(3, 0, 1, 2)
     assert torch.equal(views[specs["a"].pixels], expected[:, :, 3:11, 1:9].flip(-1))
     assert torch.equal(views[specs["b"].pixels], expected[:, :, 6:14, 11:19])

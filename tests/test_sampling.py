@@ -3,7 +3,15 @@ import pytest
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.registry import FRAME_PICKERS
-from distinit_plugin.video.sampling import clip_at, clip_span, dense_starts, random_clip, resample, uniform_clip
+from distinit_plugin.video.sampling import (
+    clip_at,
+    clip_span,
+    dense_starts,
+    keyframe_clip,
+    random_clip,
+    resample,
+    uniform_clip,
+)
 
 
 def _rng(seed=0):
@@ -161,6 +169,12 @@ def test_the_videos_own_rate_changes_nothing(fps):
         ("center", 8, 2, [3, 4]),
         ("center", 8, 3, [2, 3, 4]),
         ("center", 1, 1, [0]),
+        ("keyframe", 8, 1, [4]),
+        ("keyframe", 9, 1, [4]),
+        ("keyframe", 8, 2, [3, 4]),
+        ("keyframe", 8, 3, [3, 4, 5]),
+        ("keyframe", 2, 2, [0, 1]),
+        ("keyframe", 1, 1, [0]),
         ("uniform", 8, 1, [4]),
         ("uniform", 8, 2, [2, 6]),
         ("uniform", 9, 3, [1, 4, 7]),
@@ -177,7 +191,7 @@ def test_frame_picks(name, frames, count, expected):
 
 
 def test_every_pick_is_sorted_distinct_and_inside():
-    assert {name for name, _ in FRAME_PICKERS} == {"clip", "center", "random", "uniform"}
+    assert {name for name, _ in FRAME_PICKERS} == {"clip", "center", "keyframe", "random", "uniform"}
     for name, pick in FRAME_PICKERS:
         for frames in range(1, 20):
             for count in [frames] if name == "clip" else range(1, frames + 1):
@@ -196,7 +210,7 @@ def test_random_picks():
     assert counts.max() < 600
 
 
-@pytest.mark.parametrize("name", ["center", "random", "uniform"])
+@pytest.mark.parametrize("name", ["center", "keyframe", "random", "uniform"])
 @pytest.mark.parametrize("count", [0, 9])
 def test_picks_that_a_clip_cannot_give(name, count):
     with pytest.raises(UserError, match=f"{count} frames cannot be picked from a clip of 8: set NUM_PICKED_FRAMES"):
@@ -206,3 +220,23 @@ def test_picks_that_a_clip_cannot_give(name, count):
 def test_the_pick_clip_takes_all():
     with pytest.raises(UserError, match="takes all 8 frames of the clip, but 4 were asked for"):
         FRAME_PICKERS.get("clip")(8, 4, _rng())
+
+
+def _pyslowfast_sequence(center, half, rate, num_frames):
+    """From the description: every ``rate``-th frame of ``half`` before to ``half`` after, each held inside the video."""
+    return [min(max(frame, 0), num_frames - 1) for frame in range(center - half, center + half, rate)]
+
+
+@pytest.mark.parametrize("center", [0, 3, 60, 899, 1000])
+@pytest.mark.parametrize(("num_frames", "rate"), [(8, 8), (32, 2), (50, 1), (4, 16), (2, 3)])
+def test_clips_around_a_keyframe_are_pyslowfasts(center, num_frames, rate):
+    clip = keyframe_clip(center, 900, num_frames, rate)
+    assert clip.tolist() == _pyslowfast_sequence(center, num_frames * rate // 2, rate, 900)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 7, 8])
+def test_the_keyframe_is_in_the_middle_of_its_clip(num_frames):
+    assert keyframe_clip(500, 900, num_frames, 3)[FRAME_PICKERS.get("keyframe")(num_frames, 1, _rng())] == [500]
+    assert keyframe_clip(5, 1, num_frames, 3).tolist() == [0] * num_frames
+    with pytest.raises(ValueError, match="no frames"):
+        keyframe_clip(0, 0, 1, 1)

@@ -175,7 +175,7 @@ def test_views_share_one_read_and_one_region():
         "IMAGENET/rgb": ViewSpec(num_frames=1, pick="center", crop_size=32),
         "PAIR/rgb": ViewSpec(num_frames=2, pick="uniform", crop_size=8),
     }
-    views = build_views(video.read, _clip(np.array([4, 6, 8, 10])), specs, _REGION, 0)
+    views = build_views(video.read, _clip(np.array([4, 6, 8, 10])), specs, {"shared": _REGION}, 0)
     assert video.calls == [[4, 6, 8, 10]]
     assert set(views) == {spec.pixels for spec in specs.values()}
     assert len(views) == 3
@@ -190,7 +190,7 @@ def test_views_share_one_read_and_one_region():
 
 def test_looped_and_unsorted_clips_are_read_once_per_frame():
     video = _Video()
-    views = build_views(video.read, _clip(np.array([2, 0, 1, 2])), {"a": _STUDENT}, _REGION, 0)
+    views = build_views(video.read, _clip(np.array([2, 0, 1, 2])), {"a": _STUDENT}, {"shared": _REGION}, 0)
     assert video.calls == [[0, 1, 2]]
     assert _frames_of(views[_STUDENT.pixels]) == [2, 0, 1, 2]
 
@@ -198,7 +198,7 @@ def test_looped_and_unsorted_clips_are_read_once_per_frame():
 def test_only_frames_that_somebody_sees_are_read():
     video = _Video()
     spec = ViewSpec(num_frames=1, pick="center", crop_size=16)
-    build_views(video.read, _clip(np.arange(4, 12)), {"a": spec}, _REGION, 0)
+    build_views(video.read, _clip(np.arange(4, 12)), {"a": spec}, {"shared": _REGION}, 0)
     assert video.calls == [[7]]
 
 
@@ -210,11 +210,10 @@ def test_another_teacher_does_not_change_the_picks_of_the_others():
     student = replace(_STUDENT, num_frames=20)
     picks = set()
     for seed in range(20):
-        alone = build_views(_Video().read, clip, {"a": random_pick}, _REGION, seed)
-        together = build_views(
-            _Video().read, clip, {"s": student, "b": single, "a": random_pick, "c": larger}, _REGION, seed
-        )
-        renamed = build_views(_Video().read, clip, {"z": random_pick, "b": single}, _REGION, seed)
+        alone = build_views(_Video().read, clip, {"a": random_pick}, {"shared": _REGION}, seed)
+        specs = {"s": student, "b": single, "a": random_pick, "c": larger}
+        together = build_views(_Video().read, clip, specs, {"shared": _REGION}, seed)
+        renamed = build_views(_Video().read, clip, {"z": random_pick, "b": single}, {"shared": _REGION}, seed)
         assert torch.equal(alone[random_pick.pixels], together[random_pick.pixels])
         assert torch.equal(alone[random_pick.pixels], renamed[random_pick.pixels])
         assert _frames_of(together[larger.pixels]) == _frames_of(together[random_pick.pixels])
@@ -228,9 +227,11 @@ def test_specs_that_frames_cannot_serve():
         (ViewSpec(num_frames=9, pick="random"), "9 frames cannot be picked from a clip of 4"),
     ):
         with pytest.raises(UserError, match=message):
-            build_views(_Video().read, _clip(np.arange(4)), {"a": spec}, _REGION, 0)
+            build_views(_Video().read, _clip(np.arange(4)), {"a": spec}, {"shared": _REGION}, 0)
 
 
 def test_a_spec_of_all_frames_takes_the_clip():
-    views = build_views(_Video().read, _clip(np.arange(5)), {"a": replace(_STUDENT, num_frames=None)}, _REGION, 0)
+    views = build_views(
+        _Video().read, _clip(np.arange(5)), {"a": replace(_STUDENT, num_frames=None)}, {"shared": _REGION}, 0
+    )
     assert _frames_of(views[replace(_STUDENT, num_frames=None).pixels]) == [0, 1, 2, 3, 4]

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distinit_plugin.building.flow import build_stored_flow
+from distinit_plugin.building.keyframes import build_keyframe_dataset, build_keyframes
 from distinit_plugin.building.networks import needs_own_logits
 from distinit_plugin.building.targets import shown_grid, training_grid
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.dataset import ClipDataset
-from distinit_plugin.data.loader import ClipLoader, build_loader
-from distinit_plugin.data.sampler import ClipSampler, ViewSampler
+from distinit_plugin.data.keyframes import KeyframeDataset
+from distinit_plugin.data.loader import ClipLoader, build_batch_loader, build_loader
+from distinit_plugin.data.records import Records
+from distinit_plugin.data.sampler import ClipSampler, KeyframeBatches, ViewSampler
 from distinit_plugin.data.targets import CachedTargets
+from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.progress import NoProgress, ProgressView
 from distinit_plugin.errors import Problems, UserError
@@ -38,9 +42,20 @@ CORPUS_KEYS: dict[Split, str] = {"train": "TRAIN", "val": "VAL", "test": "TEST"}
 
 
 def has_corpus(cfg: CfgNode, split: Split) -> bool:
-    """Whether the configuration names videos for a use: in CORPUS, or as PySlowFast's ``{split}.csv``."""
+    """Whether the configuration names videos for a use: in CORPUS, as PySlowFast's ``{split}.csv``, or keyframes."""
+    if cfg.DETECTION.ENABLE:
+        return True
     has_list = bool(cfg.DATA.PATH_TO_DATA_DIR) and _pyslowfast_list(cfg, split).is_file()
     return has_list or bool(cfg.CORPUS[CORPUS_KEYS[split]])
+
+
+def build_records(cfg: CfgNode, split: Split, *, labeled: bool | None = None) -> Mixture | Keyframes:
+    """What samples of a use are made of: videos, or with DETECTION.ENABLE keyframes; see ``build_corpora``.
+
+    Raises:
+        UserError: There are none, or something is wrong with their files.
+    """
+    return build_keyframes(cfg, split) if cfg.DETECTION.ENABLE else build_corpora(cfg, split, labeled=labeled)
 
 
 def build_corpora(cfg: CfgNode, split: Split, *, labeled: bool | None = None) -> Mixture:
@@ -104,7 +119,7 @@ def _load_pyslowfast_list(cfg: CfgNode, split: Split, labeled: bool) -> Corpus:
 
 def build_dataset(
     cfg: CfgNode,
-    videos: Mixture,
+    videos: Records,
     specs: Mapping[str, ViewSpec],
     split: Split,
     *,
@@ -115,12 +130,15 @@ def build_dataset(
 
     Args:
         cfg: The configuration.
-        videos: From ``build_corpora``.
+        videos: From ``build_records``.
         specs: ``consumer/view`` → what that network must be fed.
         split: Which use.
         keep_index: Keep the videos' time stamps on disk (CORPUS.INDEX_CACHE); else in memory only.
         targets: From ``build_targets``.
     """
+    index_cache = _index_folder(cfg) if keep_index else None
+    if isinstance(videos, Keyframes):
+        return build_keyframe_dataset(cfg, videos, specs, split, index_cache=index_cache)
     clip_spec = next(spec for name, spec in specs.items() if name.startswith("student/"))
     is_test = split == "test"
     low, high = cfg.DATA.TRAIN_JITTER_SCALES
@@ -138,7 +156,7 @@ def build_dataset(
         test_clips=cfg.CORPUS.TEST_CLIPS if is_test else "uniform",
         dense_stride=cfg.CORPUS.DENSE_STRIDE,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
-        index_cache=_index_folder(cfg) if keep_index else None,
+        index_cache=index_cache,
         flow=build_stored_flow(cfg) if any(spec.modality == "flow" for spec in specs.values()) else None,
         grid=training_grid(cfg),
         targets=targets,
@@ -175,7 +193,7 @@ def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec:
     )
 
 
-def build_train_sampler(cfg: CfgNode, videos: Mixture) -> ClipSampler:
+def build_train_sampler(cfg: CfgNode, videos: Records) -> ClipSampler:
     """The stream of training keys of this rank."""
     return ClipSampler(
         videos.sizes,
@@ -212,26 +230,26 @@ def build_train_loader(
 def build_test_loader(
     cfg: CfgNode, dataset: ClipDataset, *, num_crops: int = 1, progress: ProgressView | None = None
 ) -> ClipLoader:
-    """Every clip and crop of every video once, dealt to the ranks by video.
+    """Every clip and crop of every video once, dealt to the ranks by video; of keyframes each one once.
 
     All ranks must call it: dense clips are counted first, by each rank those of its own videos; ``progress`` shows it.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
+    batch_size = max(1, cfg.TEST.BATCH_SIZE // distributed.local_world_size())
+    workers, pin_memory = cfg.DATA_LOADER.NUM_WORKERS, cfg.DATA_LOADER.PIN_MEMORY
+    if isinstance(dataset, KeyframeDataset):
+        crop = int(cfg.AVA.TEST_FORCE_FLIP)
+        batches = KeyframeBatches(dataset.keyframes.video, batch_size, crop=crop, rank=rank, world_size=world_size)
+        return build_batch_loader(dataset, batches, num_workers=workers, pin_memory=pin_memory)
     own_videos = len(range(rank, len(dataset), world_size))
     shown = progress if progress is not None and dataset.has_dense_clips else NoProgress()
     with shown.work("counting clips", own_videos) as advance:
         clips = dataset.clips_per_video(
-            num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+            num_workers=workers,
             rank=rank,
             world_size=world_size,
             gather_objects=distributed.gather_objects,
             on_video=advance,
         )
     sampler = ViewSampler(clips, num_crops, rank=rank, world_size=world_size)
-    return build_loader(
-        dataset,
-        sampler,
-        max(1, cfg.TEST.BATCH_SIZE // distributed.local_world_size()),
-        num_workers=cfg.DATA_LOADER.NUM_WORKERS,
-        pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
-    )
+    return build_loader(dataset, sampler, batch_size, num_workers=workers, pin_memory=pin_memory)

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from torch import nn
 
+from distinit_plugin.building.detection import box_terms, build_roi_network
 from distinit_plugin.building.parts import load_flow_net, load_stream
+from distinit_plugin.building.proposers import build_person_rpn, load_person_rpn
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import PERSON_RPN
+from distinit_plugin.detection.network import OWN_PREFIXES, PROPOSAL_LOSS, RoiNetwork
+from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.errors import UserError, WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid
+from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid, proposal_term
 from distinit_plugin.teachers import FlowView, freeze
 from distinit_plugin.teachers import factory as teacher_factory
 from distinit_plugin.teachers.cache import TargetStore
@@ -57,14 +62,17 @@ def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
     """
     if num_classes is None:
         num_classes = cfg.MODEL.NUM_CLASSES if needs_own_logits(cfg) else 0
-    return models.build_network(
+    if cfg.MODEL.MODEL_NAME == PERSON_RPN:
+        return build_person_rpn(cfg, input_spec(cfg))
+    network = models.build_network(
         cfg.MODEL.MODEL_NAME,
-        num_classes=num_classes,
+        num_classes=0 if cfg.DETECTION.ENABLE else num_classes,
         input=input_spec(cfg),
         dropout=cfg.MODEL.DROPOUT_RATE,
         depth=cfg.RESNET.DEPTH,
         **_switches(cfg.NETWORK),
     )
+    return build_roi_network(cfg, network) if cfg.DETECTION.ENABLE else network
 
 
 def _switches(node: CfgNode) -> dict[str, object]:
@@ -80,15 +88,18 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
         UserError: The network has no 2D counterpart to be inflated from.
     """
     reports = []
+    if isinstance(network, PersonRpn) and (loaded := load_person_rpn(cfg, network)) is not None:
+        reports.append(loaded)
+    trunk: Network = network.backbone if isinstance(network, RoiNetwork) else network
     if cfg.INIT.INFLATE_FROM:
         with naming("INIT.INFLATE_FROM"):
-            reports.append(inflate(network, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
+            reports.append(inflate(trunk, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS))
     if cfg.INIT.FLOW_NET_WEIGHTS:
         with naming("INIT.FLOW_NET_WEIGHTS"):
-            reports.append(load_flow_net(network, cfg.INIT.FLOW_NET_WEIGHTS))
+            reports.append(load_flow_net(trunk, cfg.INIT.FLOW_NET_WEIGHTS))
     if cfg.INIT.STREAM_WEIGHTS:
         with naming("INIT.STREAM_WEIGHTS"):
-            report = load_stream(network, cfg.INIT.STREAM_WEIGHTS)
+            report = load_stream(trunk, cfg.INIT.STREAM_WEIGHTS)
             refuse_part_of_a_trunk(report)
         reports.append(report)
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
@@ -102,10 +113,13 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
 def refuse_part_of_a_trunk(report: LoadReport) -> None:
     """One layer may differ: the classifier. More than that is another network that happens to share names.
 
+    What a network that classifies boxes adds to its backbone may be missing as a whole.
+
     Raises:
         WeightsError: Tensors of several layers are missing from the file, or have no place in the network.
     """
-    for what, names in (("misses", report.missing), ("has, without a place for them,", report.unexpected)):
+    missing = tuple(name for name in report.missing if not name.startswith(OWN_PREFIXES))
+    for what, names in (("misses", missing), ("has, without a place for them,", report.unexpected)):
         layers = {name.rpartition(".")[0] for name in names}
         if len(layers) > 1:
             raise WeightsError(
@@ -209,7 +223,13 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
     adapters: dict[str, nn.Module] = {}
     if cfg.ACTION.LOSS_WEIGHT > 0:
         loss = build_loss(cfg.ACTION.LOSS, label_smoothing=cfg.ACTION.LABEL_SMOOTHING)
-        terms.append(Term(name="action", student_layer="logits", loss=loss, weight=cfg.ACTION.LOSS_WEIGHT))
+        terms += (
+            box_terms(cfg, loss)
+            if cfg.DETECTION.ENABLE
+            else [Term(name="action", student_layer="logits", loss=loss, weight=cfg.ACTION.LOSS_WEIGHT)]
+        )
+    if isinstance(student, PersonRpn):
+        terms.append(proposal_term(PROPOSAL_LOSS))
     for name, teacher in teachers.items():
         entry = cfg.DISTILL.TEACHERS[name]
         student_layer = entry.STUDENT_LAYER or _default_student_layer(entry, student)

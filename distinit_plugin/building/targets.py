@@ -10,6 +10,7 @@ from distinit_plugin.config.defaults import TEACHER_ENTRY
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import NETWORK_DEPTHS
 from distinit_plugin.data.targets import CachedTargets, rows_of
+from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.errors import UserError, naming
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.teachers.cache import TargetStore, differences
@@ -43,7 +44,7 @@ def stores_each_frame(view: ViewSpec) -> bool:
 
 
 def build_targets(
-    cfg: CfgNode, videos: Mixture, split: Split, clip_spec: ViewSpec, *, only: str = ""
+    cfg: CfgNode, videos: Mixture | Keyframes, split: Split, clip_spec: ViewSpec, *, only: str = ""
 ) -> dict[str, CachedTargets]:
     """The cached targets of a use, by the names of their teachers.
 
@@ -51,7 +52,7 @@ def build_targets(
 
     Args:
         cfg: The configuration.
-        videos: Of this use.
+        videos: Of this use; targets of keyframes cannot be cached.
         split: ``train`` or ``val``.
         clip_spec: The student's first view.
         only: The one teacher that is asked for; empty: all.
@@ -73,6 +74,7 @@ def build_targets(
                     f"{store.folder} holds targets that are not those of this job ({'; '.join(differing)}). Set what "
                     "differs as it was, or make targets for this job (distinit cache-targets, into another folder)."
                 )
+            assert not isinstance(videos, Keyframes), name
             found[name] = CachedTargets(store, rows_of(store, videos), view)
     return found
 

@@ -23,7 +23,7 @@ _C.LOG_MODEL_INFO = True  # print parameters and terms at start
 
 _C.TRAIN = CfgNode()
 _C.TRAIN.ENABLE = True  # train
-_C.TRAIN.DATASET = "kinetics"  # "kinetics": {train,val,test}.csv of "path label" rows under DATA.PATH_TO_DATA_DIR
+_C.TRAIN.DATASET = "kinetics"  # {train,val,test}.csv under DATA.PATH_TO_DATA_DIR, or CORPUS; "ava": with DETECTION
 _C.TRAIN.BATCH_SIZE = 32  # clips per optimizer step on this shard (all its GPUs together)
 _C.TRAIN.EVAL_PERIOD = 1  # epochs between validations; the last epoch is always validated
 _C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between checkpoints; the last epoch is always saved
@@ -52,15 +52,40 @@ _C.DATA.TRAIN_JITTER_SCALES = [128, 160]  # range of the short side from which t
 _C.DATA.TRAIN_CROP_SIZE = 112  # training crop, pixels
 _C.DATA.TEST_CROP_SIZE = 112  # test crop, pixels
 _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; switch off for left/right labels and digits
+_C.DATA.TRAIN_PCA_EIGVAL = [0.225, 0.224, 0.229]  # AVA.TRAIN_USE_COLOR_AUGMENTATION: sizes of three changes of colour
+_C.DATA.TRAIN_PCA_EIGVEC = [  # and their directions: a row for each of red, green and blue, a column for each change
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.814],
+    [-0.5836, -0.6948, 0.4203],
+]
 
 _C.DATA_LOADER = CfgNode()
 _C.DATA_LOADER.NUM_WORKERS = 2  # decoding processes per rank; 0: in the main process
 _C.DATA_LOADER.PIN_MEMORY = True  # page-locked batches; only used with a GPU
 
+_C.AVA = CfgNode()  # keyframes with boxes, in AVA's files (with DETECTION.ENABLE); lists are files of ANNOTATION_DIR
+_C.AVA.ANNOTATION_DIR = ""  # folder of the csv files and the label map
+_C.AVA.FRAME_DIR = ""  # folder of extracted frames (see KEYFRAMES for videos themselves)
+_C.AVA.FRAME_LIST_DIR = ""  # folder of TRAIN_LISTS and TEST_LISTS; empty: a video's frames are FRAME_DIR/VIDEO/*.jpg
+_C.AVA.TRAIN_LISTS = ["train.csv"]  # which frames there are of each training video, in order
+_C.AVA.TEST_LISTS = ["val.csv"]  # the same for validation and test
+_C.AVA.TRAIN_GT_BOX_LISTS = ["ava_train_v2.2.csv"]  # training: annotated boxes
+_C.AVA.TRAIN_PREDICT_BOX_LISTS = []  # training: boxes of a detector that are added, scores in the 8th column
+_C.AVA.TEST_PREDICT_BOX_LISTS = ["ava_val_predicted_boxes.csv"]  # validation, test: the boxes that are classified
+_C.AVA.DETECTION_SCORE_THRESH = 0.9  # predicted boxes below this score are left out
+_C.AVA.TRAIN_USE_COLOR_AUGMENTATION = False  # training: change the colours of clips at random
+_C.AVA.TRAIN_PCA_JITTER_ONLY = True  # only along DATA.TRAIN_PCA_EIGVEC; False: brightness, contrast, saturation too
+_C.AVA.TEST_FORCE_FLIP = False  # validation, test: mirror all pictures
+_C.AVA.FULL_TEST_ON_VAL = False  # validation in training: all keyframes; False: those at seconds divisible by 4
+_C.AVA.GROUNDTRUTH_FILE = "ava_val_v2.2.csv"  # validation, test: annotated boxes
+_C.AVA.LABEL_MAP_FILE = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"  # names of the actions that are evaluated
+_C.AVA.EXCLUSION_FILE = "ava_val_excluded_timestamps_v2.2.csv"  # keyframes that are not evaluated; empty: none
+
 _C.MODEL = CfgNode()
 _C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
 _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is built where no term reads it
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
+_C.MODEL.FROZEN_BN = False  # batch normalisation keeps the statistics of the weights that the training starts from
 
 _C.RESNET = CfgNode()
 _C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18, 34, 50, 101, 152; the first two: 16, 26 as well
@@ -89,6 +114,12 @@ _C.SOLVER.WEIGHT_DECAY = 1e-4  # of weights
 _C.SOLVER.ZERO_WD_1D_PARAM = False  # no weight decay for biases and other 1-D parameters
 _C.SOLVER.CLIP_GRAD_VAL = 0.0  # clip each gradient entry to ±this; 0: off
 _C.SOLVER.CLIP_GRAD_L2NORM = 0.0  # clip the global gradient norm to this; 0: off
+
+_C.DETECTION = CfgNode()
+_C.DETECTION.ENABLE = False  # classify persons' boxes in keyframes (AVA, KEYFRAMES) instead of whole clips
+_C.DETECTION.ALIGNED = True  # RoIAlign without its old shift by half a cell
+_C.DETECTION.SPATIAL_SCALE_FACTOR = 0  # stride that ROI.LAYER must have, pixels; 0: whatever it is
+_C.DETECTION.ROI_XFORM_RESOLUTION = 7  # cells of a box on each side, over which the maximum is taken
 
 _C.TENSORBOARD = CfgNode()
 _C.TENSORBOARD.ENABLE = False  # write scalars for TensorBoard
@@ -134,6 +165,17 @@ _C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
 _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad
 _C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of its training, validation or test videos are bad
 _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
+
+_C.KEYFRAMES = CfgNode()  # what the AVA node of PySlowFast cannot say
+_C.KEYFRAMES.VIDEO_DIR = ""  # folder of one video file for each name in the csv files; empty: AVA.FRAME_DIR
+_C.KEYFRAMES.VIDEO_START = 0.0  # time stamp of the first picture of those files, seconds; 900: cut as for AVA's frames
+_C.KEYFRAMES.FRAMES_START = 900.0  # time stamp of the first extracted frame, seconds
+_C.KEYFRAMES.FRAMES_FPS = 30.0  # extracted frames per second
+_C.KEYFRAMES.SECONDS = [902.0, 1798.0]  # first and last time stamp that are used
+_C.KEYFRAMES.LABEL_IOU = (
+    0.0  # predicted training boxes without actions take those of overlapping annotated ones; 0: off
+)
+_C.KEYFRAMES.TEST_BOXES = "predicted"  # validation, test: "predicted" or "ground_truth" boxes are classified
 
 _C.FLOW = CfgNode()  # optical flow, where a network sees it
 _C.FLOW.STORE = ""  # folder that distinit extract-flow wrote; empty: flow is computed from the frames, on the device
@@ -187,7 +229,7 @@ TEACHER_ENTRY.CLASS_REDUCTION = "mean"  # mse: "mean" or "sum" over classes (or 
 TEACHER_ENTRY.NORMALIZE = "none"  # mse: "none"; "variance": divided by the target's; "standardize": both sides first
 TEACHER_ENTRY.WARMUP = 0.0  # LOSS_WEIGHT rises linearly from 0 over this, in RUNNER.SCHEDULE_UNIT; 0: off
 TEACHER_ENTRY.MAX_ENTROPY = -1.0  # nats; examples whose teacher entropy is at or above it are gated; -1: no gate
-TEACHER_ENTRY.FRAME_PICK = "center"  # center, random, uniform (of the clip's frames), or clip: all of them
+TEACHER_ENTRY.FRAME_PICK = "center"  # center, keyframe, random, uniform (of the clip's frames), or clip: all of them
 TEACHER_ENTRY.NUM_PICKED_FRAMES = 1  # frames per clip; their logits are averaged before the softmax
 TEACHER_ENTRY.VIEW = "shared"  # "shared": the student's crop and flip; "center": the centre crop of the same frames
 TEACHER_ENTRY.CACHE = (
@@ -200,9 +242,39 @@ TEACHER_ENTRY.ALIGNMENT = "center"  # ARCH flow: a slice of several frames has t
 TEACHER_ENTRY.DECODER_NORM = False  # ARCH flow: batch normalisation in the decoders spatial and pwc
 
 _C.ACTION = CfgNode()
-_C.ACTION.LOSS = "cross_entropy"  # loss on labels
+_C.ACTION.LOSS = "cross_entropy"  # loss on labels; bce: on the actions of boxes, with DETECTION.ENABLE
 _C.ACTION.LOSS_WEIGHT = 0.0  # factor of the action term; 0: labels are not needed
 _C.ACTION.LABEL_SMOOTHING = 0.0  # [0, 1)
+
+_C.ROI = CfgNode()  # how boxes are found and classified, with DETECTION.ENABLE
+_C.ROI.LAYER = ""  # layer of MODEL.MODEL_NAME whose map is pooled ("4F"), several joined by "+"; empty: the last one
+_C.ROI.POOL = "avg"  # "avg" or "max": over the time steps of that map
+_C.ROI.DILATION = False  # the network's last stage keeps the resolution of the one before, with dilated kernels
+_C.ROI.PROPOSALS = "given"  # boxes: "given" by files; of a frozen "rpn" on the keyframe (RPN); of an "own" RPN on LAYER
+_C.ROI.REFINE_BOXES = False  # learn one correction per box, whatever the action; not of given boxes
+_C.ROI.SAMPLES = 64  # boxes that a training step draws from the proposals of each keyframe
+_C.ROI.POSITIVE_SHARE = 0.25  # at most this share of them are of persons, the others background; (0, 1]
+_C.ROI.MATCH_IOU = 0.5  # overlap with an annotated box from which on a proposal is of that person
+_C.ROI.BOX_LOSS_WEIGHT = 1.0  # factor of the corrections' loss, with REFINE_BOXES; above 0
+_C.ROI.PROPOSAL_LOSS_WEIGHT = 1.0  # factor of the loss of an "own" RPN; above 0
+_C.ROI.SCORE_FLOOR = 0.0  # test: detections below are left out, [0, 1)
+_C.ROI.NMS = 0.6  # test of proposals: of two boxes of one action that overlap more, the better one stays; 1: both
+_C.ROI.MAX_DETECTIONS = 100  # test: best detections (box × action) of a keyframe that are kept; 0: all
+_C.ROI.EVALUATOR = "official"  # rules of frame-mAP: "official"; "pyslowfast" or "mmaction2" as those count
+
+_C.RPN = CfgNode()  # region proposals of persons: MODEL.MODEL_NAME PersonRpn (distinit train-rpn), or ROI.PROPOSALS
+_C.RPN.ARCH = "resnet50_fpn"  # trunk: resnet18, resnet50 (a map of stride 16), resnet18_fpn, resnet50_fpn(_v2)
+_C.RPN.WEIGHTS = (
+    ""  # file of train-rpn or of a Faster R-CNN or ResNet of torchvision, or a tag (COCO_V1); empty: random
+)
+_C.RPN.FROZEN_NORM = False  # batch normalisation stays as WEIGHTS has it, statistics and all
+_C.RPN.CROP_SIZE = 224  # of the keyframe that it sees beside a student, pixels (training: the crop; test: short side)
+_C.RPN.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of its input
+_C.RPN.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation
+_C.RPN.ANCHOR_SIZES = [32.0, 64.0, 128.0, 256.0, 512.0]  # roots of the areas of anchors, pixels (of an "own" RPN, too)
+_C.RPN.NUM_PROPOSALS = 100  # per keyframe, at most
+_C.RPN.NMS = 0.7  # of two proposals that overlap by more the better one is kept
+_C.RPN.SCORE_FLOOR = 0.0  # least score of a proposal, [0, 1]
 
 _C.RUNNER = CfgNode()
 _C.RUNNER.CLIPS_PER_EPOCH = 0  # clips (all ranks together) that make an epoch; 0: the corpus once

@@ -312,7 +312,8 @@ def _coerce_list(value: Any, default: list[Any]) -> list[Any]:
             value = literal_eval(value)
     if not isinstance(value, list | tuple):
         raise ValueError(f"{shown(value)} is not a list; write it as [a, b, …] (it was {default!r})")
-    return [coerce(item, default[0]) for item in value] if default else list(value)
+    kind = default[0] if default else ""  # an empty default is a list of texts
+    return [coerce(item, kind) for item in value]
 
 
 def _number(value: Any, *, whole: bool) -> int | float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import FLOW, TWO_STREAM_NETWORKS
+from distinit_plugin.config.validate_keyframes import given_boxes
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".pyth", ".tar", ".pkl", ".bin", ".safetensors")
 
@@ -17,7 +18,7 @@ def path_problems(cfg: CfgNode) -> Iterator[str]:
     yield from unwritable("OUTPUT_DIR", cfg.OUTPUT_DIR, "--opts OUTPUT_DIR FOLDER")
     if cfg.CORPUS.INDEX_CACHE:
         yield from unwritable("CORPUS.INDEX_CACHE", cfg.CORPUS.INDEX_CACHE, "--opts CORPUS.INDEX_CACHE FOLDER")
-    yield from _corpora(cfg)
+    yield from _keyframes(cfg) if cfg.DETECTION.ENABLE else _corpora(cfg)
     yield from _weights(cfg)
     if _sees_flow(cfg):
         yield from _missing("FLOW.STORE", cfg.FLOW.STORE, "Run distinit extract-flow first")
@@ -48,6 +49,28 @@ def _corpora(cfg: CfgNode) -> Iterator[str]:
         for use in (use for use in ("TRAIN", "TEST") if used[use]):
             path = os.path.join(folder, f"{use.lower()}.csv")
             yield from _missing("DATA.PATH_TO_DATA_DIR", path, "Write that csv of 'path label' rows")
+
+
+def _keyframes(cfg: CfgNode) -> Iterator[str]:
+    ava = cfg.AVA
+    if cfg.KEYFRAMES.VIDEO_DIR:
+        yield from _missing("KEYFRAMES.VIDEO_DIR", cfg.KEYFRAMES.VIDEO_DIR, "Put the videos there")
+    else:
+        yield from _missing("AVA.FRAME_DIR", ava.FRAME_DIR, "Extract the frames")
+        yield from _missing("AVA.FRAME_LIST_DIR", ava.FRAME_LIST_DIR, "Put the lists there")
+    folder_is_missing = list(_missing("AVA.ANNOTATION_DIR", ava.ANNOTATION_DIR, "Put the csv files there"))
+    yield from folder_is_missing
+    if folder_is_missing:
+        return
+    files = {"GROUNDTRUTH_FILE": [ava.GROUNDTRUTH_FILE]}
+    files |= {key: [ava[key]] for key in ("LABEL_MAP_FILE", "EXCLUSION_FILE") if ava[key]}
+    if cfg.TRAIN.ENABLE:
+        files |= {key: ava[key] for key in ("TRAIN_GT_BOX_LISTS", "TRAIN_PREDICT_BOX_LISTS")}
+    if given_boxes(cfg) == "predicted":
+        files["TEST_PREDICT_BOX_LISTS"] = ava.TEST_PREDICT_BOX_LISTS
+    for key, names in files.items():
+        for name in names:
+            yield from _missing(f"AVA.{key}", os.path.join(ava.ANNOTATION_DIR, name), "Put the file there")
 
 
 def _weights(cfg: CfgNode) -> Iterator[str]:

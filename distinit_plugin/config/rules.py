@@ -49,7 +49,12 @@ INFLATABLE = (
 IMAGE_NETWORKS = ("Res2D",)
 """The networks of this package that are image networks themselves."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine", FLOW_LOSS)
-ACTION_LOSSES = ("cross_entropy",)
+PERSON_RPN = "PersonRpn"
+"""The network that finds persons in keyframes; it has no actions, and the node RPN describes it."""
+RPN_ARCHS = ("resnet18", "resnet50", "resnet18_fpn", "resnet50_fpn", "resnet50_fpn_v2")
+BOX_LOSS = "bce"
+"""The loss on the actions of boxes."""
+ACTION_LOSSES = ("cross_entropy", BOX_LOSS)
 _INCEPTION_STARTS = ("2C", "3B", "3C", "4B", "4C", "4D", "4E", "4F", "5B", "5C")
 """The papers' names of the end-points from which S3DG can have temporal kernels and gates."""
 _END_POINTS = {
@@ -65,7 +70,7 @@ _END_POINTS = {
 """The papers' names of all end-points → TF-slim's."""
 SOFTMAX_LOSSES = ("soft_cross_entropy", "kl")
 FORMATS = ("folder", "list", "csv", "ucf101", "hmdb51", "kinetics", "frames")
-FRAME_PICKS = ("center", "random", "uniform", "clip")
+FRAME_PICKS = ("center", "keyframe", "random", "uniform", "clip")
 
 
 class Rule(NamedTuple):
@@ -130,6 +135,11 @@ def items(rule: Rule, *lengths: int) -> Rule:
     )
 
 
+def any_number_of(rule: Rule) -> Rule:
+    """A list, perhaps empty, whose entries all pass a rule."""
+    return Rule(f"a list, each entry {rule.allowed}", lambda value: all(map(rule.accepts, value)))
+
+
 def address() -> Rule:
     """``tcp://ADDRESS:PORT`` or empty; an IPv6 address stands in brackets."""
     shape = re.compile(r"tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -158,13 +168,13 @@ def network_name() -> Rule:
     """A network of this package, a registered one, or one of another package by ``package/NAME``."""
 
     def names() -> list[str]:
-        return sorted({*NETWORKS, *(name for name, _ in MODELS)})
+        return sorted({*NETWORKS, PERSON_RPN, *(name for name, _ in MODELS)})
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
         return value in names() or (bool(slash and name) and package in ("torchvision", "pytorchvideo"))
 
-    return Rule(f"{', '.join(NETWORKS)}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
+    return Rule(f"{', '.join(NETWORKS)}, {PERSON_RPN}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
 
 
 def teacher_name() -> Rule:
@@ -223,11 +233,15 @@ RULES: dict[str, Rule] = {
     "NUM_SHARDS": _COUNT,
     "SHARD_ID": _FROM_ZERO,
     "LOG_PERIOD": _COUNT,
-    "TRAIN.DATASET": Rule("kinetics (other data sets go into CORPUS.TRAIN)", lambda value: value.lower() == "kinetics"),
+    "TRAIN.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TRAIN), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TRAIN.BATCH_SIZE": _COUNT,
     "TRAIN.EVAL_PERIOD": _COUNT,
     "TRAIN.CHECKPOINT_PERIOD": _COUNT,
-    "TEST.DATASET": Rule("kinetics (other data sets go into CORPUS.TEST)", lambda value: value.lower() == "kinetics"),
+    "TEST.DATASET": Rule(
+        "kinetics (other data sets go into CORPUS.TEST), ava", lambda value: value.lower() in ("kinetics", "ava")
+    ),
     "TEST.BATCH_SIZE": _COUNT,
     "TEST.NUM_ENSEMBLE_VIEWS": _COUNT,
     "TEST.NUM_SPATIAL_CROPS": one_of(1, 3),
@@ -239,6 +253,14 @@ RULES: dict[str, Rule] = {
     "DATA.TRAIN_JITTER_SCALES": items(_CROP, 2),
     "DATA.TRAIN_CROP_SIZE": _CROP,
     "DATA.TEST_CROP_SIZE": _CROP,
+    "DATA.TRAIN_PCA_EIGVAL": items(_FROM_ZERO, 3),
+    "DATA.TRAIN_PCA_EIGVEC": items(items(number(least=-1e6, most=1e6), 3), 3),
+    "AVA.TRAIN_LISTS": items(_NOT_EMPTY),
+    "AVA.TEST_LISTS": items(_NOT_EMPTY),
+    "AVA.TRAIN_GT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TRAIN_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.TEST_PREDICT_BOX_LISTS": any_number_of(_NOT_EMPTY),
+    "AVA.DETECTION_SCORE_THRESH": number(least=0, most=1),
     "DATA_LOADER.NUM_WORKERS": number(least=0, most=1024),
     "MODEL.MODEL_NAME": network_name(),
     "MODEL.NUM_CLASSES": _COUNT,
@@ -272,6 +294,12 @@ RULES: dict[str, Rule] = {
     "CORPUS.DENSE_STRIDE": _COUNT,
     "CORPUS.DECODE_TIMEOUT": number(above=0),
     "CORPUS.MAX_BAD_FRACTION": number(least=0, most=1),
+    "KEYFRAMES.VIDEO_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_START": _FROM_ZERO,
+    "KEYFRAMES.FRAMES_FPS": number(above=0, most=1000),
+    "KEYFRAMES.SECONDS": items(_FROM_ZERO, 2),
+    "KEYFRAMES.LABEL_IOU": number(least=0, most=1),
+    "KEYFRAMES.TEST_BOXES": one_of("predicted", "ground_truth"),
     "FLOW.LAYOUT": one_of("store", "jpg", "npy"),
     "FLOW.MISSING": one_of("refuse", "live"),
     "FLOW.BACKEND": registered(FLOW_BACKEND_NAMES, FLOW_BACKENDS),
@@ -287,6 +315,31 @@ RULES: dict[str, Rule] = {
     "ACTION.LOSS": registered(ACTION_LOSSES, LOSSES, without=DISTILL_LOSSES),
     "ACTION.LOSS_WEIGHT": _FROM_ZERO,
     "ACTION.LABEL_SMOOTHING": _FRACTION,
+    "DETECTION.SPATIAL_SCALE_FACTOR": number(least=0, most=1024),
+    "DETECTION.ROI_XFORM_RESOLUTION": number(least=1, most=64),
+    "ROI.LAYER": Rule(
+        "a layer's name, several joined by +, or empty",
+        lambda value: not value or all(map(str.strip, value.split("+"))),
+    ),
+    "ROI.POOL": one_of("avg", "max"),
+    "ROI.PROPOSALS": one_of("given", "rpn", "own"),
+    "ROI.SAMPLES": _COUNT,
+    "ROI.POSITIVE_SHARE": number(above=0, most=1),
+    "ROI.MATCH_IOU": number(above=0, most=1),
+    "ROI.BOX_LOSS_WEIGHT": number(above=0),
+    "ROI.PROPOSAL_LOSS_WEIGHT": number(above=0),
+    "ROI.SCORE_FLOOR": _FRACTION,
+    "ROI.NMS": number(above=0, most=1),
+    "ROI.MAX_DETECTIONS": _FROM_ZERO,
+    "ROI.EVALUATOR": one_of("official", "pyslowfast", "mmaction2"),
+    "RPN.ARCH": one_of(*RPN_ARCHS),
+    "RPN.CROP_SIZE": number(least=32, most=4096),
+    "RPN.MEAN": items(number(), 3),
+    "RPN.STD": items(number(above=0), 3),
+    "RPN.ANCHOR_SIZES": items(number(above=0), 5),
+    "RPN.NUM_PROPOSALS": _COUNT,
+    "RPN.NMS": number(above=0, most=1),
+    "RPN.SCORE_FLOOR": number(least=0, most=1),
     "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
     "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
     "RUNNER.ACCUMULATE": _COUNT,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import default_collate
 
-from distinit_plugin.types import Batch, Sample
+from distinit_plugin.types import BOXES, RAGGED, Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -20,16 +20,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
         samples: Samples with the same views and the same targets.
 
     Returns:
-        The batch; ``views`` are uint8 (B,C,T,H,W).
+        The batch; ``views`` are uint8 (B,C,T,H,W). Targets of which samples have different numbers of rows are joined
+        along these: ``BOXES`` (R,5), with the number of the example before each box, and ``ACTIONS`` (R,K).
     """
     good = [sample for sample in samples if sample["views"]]
-    return {
+    batch: Batch = {
         "views": _join([sample["views"] for sample in good]),
         "keys": [sample["key"] for sample in good],
         "paths": [sample["path"] for sample in good],
         "targets": _join([sample["targets"] for sample in good]),
         "bad": [bad for sample in samples for bad in sample["bad"]],
     }
+    regions = [sample["region"] for sample in good if "region" in sample]
+    if regions:
+        batch["regions"] = regions
+    return batch
 
 
 def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -38,5 +43,17 @@ def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     names = parts[0].keys()
     if any(part.keys() != names for part in parts):
         raise ValueError(f"samples of one batch differ in what they hold: {[sorted(part) for part in parts]}")
-    # default_collate stacks into shared memory inside a worker, which saves a copy of every batch.
-    return {name: default_collate([part[name] for part in parts]) for name in names}
+    return {name: _join_one(name, [part[name] for part in parts]) for name in names}
+
+
+def _join_one(name: str, values: list[torch.Tensor]) -> torch.Tensor:
+    if name not in RAGGED:
+        # default_collate stacks into shared memory inside a worker, which saves a copy of every batch.
+        joined: torch.Tensor = default_collate(values)
+        return joined
+    rows = torch.cat(values)
+    if name != BOXES:
+        return rows
+    counts = torch.tensor([len(value) for value in values])
+    examples = torch.arange(len(values)).repeat_interleave(counts)
+    return torch.cat([examples[:, None].to(rows.dtype), rows], dim=1)

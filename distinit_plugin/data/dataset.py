@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +13,16 @@ from torch.utils.data import Dataset
 
 from distinit_plugin.data.flow import StoredFlow
 from distinit_plugin.data.loader import read_items
+from distinit_plugin.data.records import Records
 from distinit_plugin.data.targets import CachedTargets
 from distinit_plugin.errors import UserError, VideoError
-from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewSpec
-from distinit_plugin.video.corpus import Corpus, Mixture, VideoRecord
+from distinit_plugin.types import BadVideo, Sample, SampleKey, Split, ViewRegion, ViewSpec
+from distinit_plugin.video.corpus import Corpus, Mixture
 from distinit_plugin.video.decode import FrameSource, open_video
 from distinit_plugin.video.grid import Grid, Place
 from distinit_plugin.video.index import FrameIndex, IndexCache
 from distinit_plugin.video.sampling import Clip, clip_at, dense_starts, random_clip, uniform_clip
-from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry
+from distinit_plugin.video.transforms import Geometry, build_views, fixed_geometry, random_geometry, view_size
 
 # First word of the entropy of each random stream; the sampler has 1 and 2.
 _REPLACEMENT_STREAM = 3
@@ -76,7 +77,7 @@ class ClipDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        corpora: Mixture | Sequence[Corpus],
+        corpora: Records | Sequence[Corpus],
         specs: Mapping[str, ViewSpec],
         *,
         clip_spec: ViewSpec,
@@ -118,7 +119,7 @@ class ClipDataset(Dataset[Sample]):
             grid: Training: the clips and crops that are shown, and how centre crops are cut; ``None``: any.
             targets: Teacher → its stored outputs, which samples hold as targets.
         """
-        self.videos = corpora if isinstance(corpora, Mixture) else Mixture(corpora)
+        self.videos: Records = Mixture(corpora) if isinstance(corpora, Sequence) else corpora
         self.specs = dict(specs)
         self._clip_spec = clip_spec
         self._train = split == "train"
@@ -156,22 +157,21 @@ class ClipDataset(Dataset[Sample]):
             record = self.videos[index]
             rng = np.random.default_rng([_VIEW_STREAM, self._seed, key.epoch, key.position, index, attempt])
             place = self._place(key, index, attempt)
+            sample: Sample = {"views": {}, "key": key, "path": record.path, "targets": {}, "bad": bad}
             try:
-                views, targets = self._read(record, index, place, rng)
+                self._fill(sample, index, place, rng)
             except VideoError as error:
-                self._known_bad[record.path] = error.reason
+                self._known_bad[self._name(index)] = error.reason
                 bad.append(BadVideo(record.path, error.reason))
             else:
-                if record.label is not None:
-                    targets["label"] = torch.tensor(record.label)
-                return {"views": views, "key": key, "path": record.path, "targets": targets, "bad": bad}
+                return sample
         if self._train:
             reasons = "; ".join(f"{video.path}: {video.reason}" for video in bad[:3])
             raise UserError(
                 f"{len(bad)} videos in a row are bad, the last tried in place of the first ({reasons}; …). Check the "
                 "corpus with distinit check-corpus."
             )
-        return {"views": {}, "key": key, "path": record.path, "targets": {}, "bad": bad}
+        return sample
 
     def clips_per_video(
         self,
@@ -239,20 +239,36 @@ class ClipDataset(Dataset[Sample]):
             np.random.default_rng([_GRID_STREAM, self._seed, key.epoch, key.position, index, attempt])
         )
 
-    def _read(
-        self, record: VideoRecord, index: int, place: Place, rng: np.random.Generator
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Views and stored targets of a clip."""
-        if record.path in self._known_bad:
-            raise VideoError(record.path, self._known_bad[record.path])
-        with open_video(record.path, cache=self._cache, timeout=self._timeout) as reader:
-            clip = self._clip(reader.index, place, rng)
+    def _name(self, index: int) -> str:
+        """What is bad when a record cannot be read: its video."""
+        return self.videos[index].path
+
+    def _open(self, index: int) -> FrameSource:
+        """The video of a record."""
+        return open_video(self.videos[index].path, cache=self._cache, timeout=self._timeout)
+
+    def _fill(self, sample: Sample, index: int, place: Place, rng: np.random.Generator) -> None:
+        """Put views and targets into a sample."""
+        name = self._name(index)
+        if name in self._known_bad:
+            raise VideoError(sample["path"], self._known_bad[name])
+        with self._open(index) as reader:
+            clip = self._clip(reader.index, index, place, rng)
             regions = self._regions(reader.index.height, reader.index.width, place, rng)
             seed = int(rng.integers(0, 2**63))
             targets = {
-                name: cached.read(record.path, index, place, len(clip), seed) for name, cached in self._targets.items()
+                teacher: cached.read(sample["path"], index, place, len(clip), seed)
+                for teacher, cached in self._targets.items()
             }
-            return self._views(reader, clip, regions, seed), targets
+            sample["views"] = self._views(reader, clip, regions, seed)
+        sample["targets"].update(targets)
+        self._annotate(sample, index, self._view_region(reader.index, regions))
+
+    def _annotate(self, sample: Sample, index: int, region: ViewRegion) -> None:
+        """Add what is known of the record."""
+        label = self.videos[index].label
+        if label is not None:
+            sample["targets"]["label"] = torch.tensor(label)
 
     def _views(
         self, reader: FrameSource, clip: Clip, regions: Mapping[str, Geometry], seed: int
@@ -264,7 +280,7 @@ class ClipDataset(Dataset[Sample]):
             self._memory.choose(reader.path)
             read = partial(self._memory.read, fetch=reader.read)
             return flow | self._decoded(read, clip, specs, regions, seed)
-        outer = regions["shared"].joined(regions.get("center", regions["shared"]))
+        outer = reduce(Geometry.joined, regions.values())
         inside = {crop: region.inside(outer) for crop, region in regions.items()}
         return flow | self._decoded(partial(reader.read, window=outer.window), clip, specs, inside, seed)
 
@@ -296,17 +312,17 @@ class ClipDataset(Dataset[Sample]):
         seed: int,
     ) -> dict[str, torch.Tensor]:
         """Views from frames. Where others come from a store, flow is computed here: all samples hold the same views."""
-        views = build_views(read, clip, specs, regions["shared"], seed, regions.get("center"))
+        views = build_views(read, clip, specs, regions, seed)
         if self._flow is not None:
             for spec in specs.values():
                 if spec.pairs in views:
                     views[spec.pixels] = self._flow.compute(views.pop(spec.pairs), spec.stack)
         return views
 
-    def _clip(self, index: FrameIndex, place: Place, rng: np.random.Generator) -> Clip:
-        """The student's clip."""
+    def _clip(self, frames: FrameIndex, index: int, place: Place, rng: np.random.Generator) -> Clip:
+        """The student's clip of a record, from the frames of its video."""
         spec = self._clip_spec
-        timeline = index.timeline(spec.target_fps)
+        timeline = frames.timeline(spec.target_fps)
         total = len(timeline)
         if spec.num_frames is None:
             return Clip(timeline, np.arange(total))
@@ -334,5 +350,22 @@ class ClipDataset(Dataset[Sample]):
         else:
             mirrored, crop = divmod(place.crop, self._num_crops)
             shared = replace(fixed(crop=crop, num_crops=self._num_crops), flip=bool(mirrored))
-        asks_for_center = any(spec.crop == "center" for spec in self.specs.values())
-        return {"shared": shared} | ({"center": fixed()} if asks_for_center else {})
+        asked = {self._clip_spec.crop, *(spec.crop for spec in self.specs.values())}
+        others = {"center": fixed(), "whole": Geometry(0, 0, height, width, place.crop is not None and shared.flip)}
+        return {"shared": shared} | {crop: region for crop, region in others.items() if crop in asked}
+
+    def _view_region(self, frames: FrameIndex, regions: Mapping[str, Geometry]) -> ViewRegion:
+        """What the student's view shows."""
+        shown = regions[self._clip_spec.crop]
+        height, width = view_size(self._clip_spec, shown)
+        return ViewRegion(
+            frame_height=frames.height,
+            frame_width=frames.width,
+            top=shown.top,
+            left=shown.left,
+            height=shown.height,
+            width=shown.width,
+            flip=shown.flip,
+            view_height=height,
+            view_width=width,
+        )

@@ -22,7 +22,7 @@ from distinit_plugin.flow.source import FlowSource, MissingFlowError
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.types import ViewSpec
 from distinit_plugin.video.sampling import Clip
-from distinit_plugin.video.transforms import Geometry, view_positions
+from distinit_plugin.video.transforms import Geometry, view_positions, view_size
 
 
 class LiveFlow:
@@ -136,7 +136,7 @@ class StoredFlow:
             seed: As in ``build_views``.
 
         Returns:
-            ``ViewSpec.pixels`` → codes uint8 (2·stack,T',size,size).
+            ``ViewSpec.pixels`` → codes uint8 (2·stack,T',height,width).
         """
         distinct = {spec.pixels: spec for _, spec in sorted(specs.items())}
         region = in_store(geometry, size, (reader.height, reader.width))
@@ -148,10 +148,10 @@ class StoredFlow:
         codes = torch.from_numpy(reader.read(needed, region.window)).permute(0, 3, 1, 2)
         views = {}
         for pixels, spec in distinct.items():
-            flow = render_flow(codes, reader.quantiser, self.bound, spec.crop_size, flip=region.flip)
+            height, width = view_size(spec, geometry)
+            flow = render_flow(codes, reader.quantiser, self.bound, (height, width), flip=region.flip)
             shown = flow[torch.from_numpy(np.searchsorted(needed, numbers[pixels]))]
-            side = spec.crop_size
-            views[pixels] = shown.reshape(-1, 2 * spec.stack, side, side).transpose(0, 1).contiguous()
+            views[pixels] = shown.reshape(-1, 2 * spec.stack, height, width).transpose(0, 1).contiguous()
         return views
 
 
@@ -173,28 +173,28 @@ def in_store(geometry: Geometry, source: tuple[int, int], stored: tuple[int, int
     return Geometry(top, left, height, width, geometry.flip)
 
 
-def render_flow(codes: Tensor, stored: Quantiser, bound: float, size: int, *, flip: bool) -> Tensor:
+def render_flow(codes: Tensor, stored: Quantiser, bound: float, size: tuple[int, int], *, flip: bool) -> Tensor:
     """Resize and mirror a region of stored flow: values scale with the picture, a flip negates u.
 
     Args:
         codes: (n,2,h,w) uint8.
         stored: How they are coded.
         bound: Of the result, pixels.
-        size: Side of the result, pixels.
+        size: Height and width of the result, pixels.
         flip: Mirror left to right.
 
     Returns:
-        (n,2,size,size) uint8; bilinear with antialiasing. Codes stay what they are where neither size nor bound change;
+        (n,2,*size) uint8; bilinear with antialiasing. Codes stay what they are where neither size nor bound change;
         new ones are the nearest, for both roundings (what is coded already was rounded down once).
     """
     height, width = codes.shape[-2:]
     if flip:
         codes = codes.flip(-1)
         codes[:, 0] = 255 - codes[:, 0]  # decodes to -u exactly
-    if (height, width) == (size, size) and stored.bound == bound:
+    if (height, width) == size and stored.bound == bound:
         return codes
     flow = stored.decode_tensor(codes)
-    if (height, width) != (size, size):
-        flow = F.interpolate(flow, size=(size, size), mode="bilinear", antialias=True)
-        flow *= torch.tensor([size / width, size / height]).view(2, 1, 1)
+    if (height, width) != size:
+        flow = F.interpolate(flow, size=size, mode="bilinear", antialias=True)
+        flow *= torch.tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
     return Quantiser(bound).encode_tensor(flow)

@@ -190,3 +190,46 @@ class ViewSampler(Sampler[SampleKey]):
                 for crop in range(self._num_crops):
                     yield SampleKey(0, position, video, clip, crop)
                     position += 1
+
+
+class KeyframeBatches:
+    """Validation and test batches of one rank: every keyframe exactly once over all ranks, no two videos in a batch.
+
+    Pictures of one video have one size, so that whole ones can be joined; and neighbouring keyframes share frames, of
+    which a worker then decodes most only once. Batches are dealt to the ranks in turn; these may differ by one.
+    Positions number the keyframes.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        crop: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Lay out the batches.
+
+        Args:
+            videos: Of each keyframe, the number of its video; keyframes of a video stand together.
+            batch_size: Keyframes of a batch, at most.
+            crop: ``SampleKey.crop`` of all keys: 1 mirrors the pictures.
+            rank: This rank.
+            world_size: Number of ranks.
+        """
+        videos = np.asarray(videos)
+        changes = (np.flatnonzero(np.diff(videos)) + 1).tolist()
+        runs = zip([0, *changes], [*changes, len(videos)], strict=True)
+        batches = [
+            range(first, min(first + batch_size, end)) for start, end in runs for first in range(start, end, batch_size)
+        ]
+        self._batches = batches[rank::world_size]
+        self._crop = crop
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for batch in self._batches:
+            yield [SampleKey(0, keyframe, keyframe, 0, self._crop) for keyframe in batch]

@@ -128,7 +128,7 @@ def _drifting_background(
 ) -> torch.Tensor:
     """Background (T,3,H,W) that drifts slowly in a random direction, whatever the digit does."""
     margin = size // 4
-    picture = _scatter(_texture(size + 2 * margin, rng), scraps, rng)
+    picture = _scatter(texture(size + 2 * margin, rng), scraps, rng)
     drift = rng.uniform(-0.4, 0.4, 2) * margin
     time = np.linspace(-1.0, 1.0, num_frames) if num_frames > 1 else np.zeros(1)
     lefts, tops = (margin + np.round(axis * time).astype(int) for axis in drift)
@@ -156,7 +156,7 @@ def _scatter(picture: torch.Tensor, scraps: NDArray[np.float32], rng: np.random.
     return picture
 
 
-def _texture(size: int, rng: np.random.Generator) -> torch.Tensor:
+def texture(size: int, rng: np.random.Generator) -> torch.Tensor:
     """A texture (3,H,W) in [0, 1]: noise of several grain sizes, and stripes, between two colours."""
     pattern = torch.zeros(size, size)
     for cells in (4, 10, 24):

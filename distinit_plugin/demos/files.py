@@ -60,13 +60,14 @@ def fill_folder(root: Path, wanted: Mapping[str, int], subfolders: Collection[st
 
 
 def check_numbers(wanted: Mapping[str, int], minimum: Mapping[str, int]) -> None:
-    """Raise :class:`UserError` when a number is too small (the least is 1 where none is given), or ``size`` odd."""
+    """Raise :class:`UserError` when a number is too small (the least is 1 where none is given), or a side odd."""
     for name, value in wanted.items():
         least = minimum.get(name, 1)
         if value < least:
             raise UserError(f"{name} is {value}; the data of the demonstration need at least {least}.")
-    if wanted["size"] % 2:
-        raise UserError(f"size is {wanted['size']}; H.264 with 4:2:0 colours needs an even number of pixels.")
+    for name in ("size", "height", "width"):
+        if wanted.get(name, 0) % 2:
+            raise UserError(f"{name} is {wanted[name]}; H.264 with 4:2:0 colours needs an even number of pixels.")
 
 
 def make_files(make: Callable[[_Job], None], jobs: Sequence[_Job], on_progress: Progress | None) -> None:

@@ -23,6 +23,7 @@ class BoxTable:
         actions: (n,) int32: numbers of the label map (from 1), or ``NO_ACTION``.
         scores: (n,) float64; 1 where the file has none.
         keyframes: (k,2) of (place in ``videos``, seconds), float64: keyframes without any box (rows of two columns).
+        persons: (n,) int64: who it is, in ground truth that says so (its eighth column); else ``None``.
     """
 
     videos: tuple[str, ...]
@@ -32,6 +33,7 @@ class BoxTable:
     actions: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float64]
     keyframes: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    persons: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.video)

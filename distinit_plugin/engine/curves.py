@@ -33,6 +33,7 @@ class RunCurves:
     train_loss: Curve = field(default_factory=dict)
     val_loss: Curve = field(default_factory=dict)
     val_top1: Curve = field(default_factory=dict)
+    val_map: Curve = field(default_factory=dict)
     lr: Curve = field(default_factory=dict)
 
 
@@ -49,7 +50,7 @@ def read_curves(folder: str | Path) -> RunCurves:
             with open(folder / name, encoding="utf-8", errors="replace") as file:
                 for line in file:
                     _take(curves, line)
-    if not curves.train_loss and not curves.val_loss and not curves.val_top1:
+    if not any((curves.train_loss, curves.val_loss, curves.val_top1, curves.val_map)):
         raise UserError(
             f"{folder} has no curves: there is no '{JSON_PREFIX.strip()}' line in its {JSON_FILE} or {LOG_FILE}. Name "
             "the OUTPUT_DIR of a run that has trained."
@@ -81,6 +82,8 @@ def _take(curves: RunCurves, line: str) -> None:
         _put(curves.lr, moment, stats.get("lr"))
     elif stats["_type"] == "val_epoch":
         _put(curves.val_loss, moment, stats.get("loss"))
+        score = stats.get("map")
+        _put(curves.val_map, moment, 100 * score if isinstance(score, int | float) else None)
         error = stats.get("top1_err")
         _put(curves.val_top1, moment, 100 - error if isinstance(error, int | float) else None)
 
@@ -109,6 +112,8 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
         panels.append(("validation loss", "val_loss"))
     if any(run.val_top1 for run in curves.values()):
         panels.append(("validation top-1 (%)", "val_top1"))
+    if any(run.val_map for run in curves.values()):
+        panels.append(("validation frame-mAP (%)", "val_map"))
     panels.append(("learning rate", "lr"))
     columns = 2 if len(panels) == 4 else len(panels)
     lines = len(panels) // columns

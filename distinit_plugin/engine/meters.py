@@ -264,14 +264,14 @@ def pyslowfast_values(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def better(best: Mapping[str, Any], values: Mapping[str, float], epoch: int) -> tuple[dict[str, Any], bool]:
-    """The best validation so far and whether it is this one: highest ``top1`` where there is one, else lowest ``loss``.
+    """The best validation so far and whether it is this one: highest ``top1`` or ``map``, without them lowest ``loss``.
 
     ``top5`` is kept at its own maximum, for PySlowFast's ``min_top5_err``.
     """
-    name = "top1" if "top1" in values else "loss"
+    name = next((name for name in ("top1", "map") if name in values), "loss")
     value = values.get(name, math.nan)
     known = best.get("value") if best.get("name") == name else None
-    improved = math.isfinite(value) and (known is None or (value > known if name == "top1" else value < known))
+    improved = math.isfinite(value) and (known is None or (value < known if name == "loss" else value > known))
     kept = {"name": name, "value": value, "epoch": epoch} if improved else dict(best)
     if "top5" in values:
         kept["top5"] = max(values["top5"], best.get("top5", 0.0))

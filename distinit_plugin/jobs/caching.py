@@ -190,7 +190,7 @@ class _Part:
     def run(self, folder: Path, dtype: str, shard_videos: int) -> CachedPart:
         """Make what is missing."""
         session, cfg = self._session, self._session.cfg
-        videos = session.corpora.of(self._split)
+        videos = session.corpora.clips(self._split)
         layout = self._layout(len(videos), dtype, shard_videos)
         identity = build.describe_targets(cfg, self._name, self._split, self._clip)
         store = None

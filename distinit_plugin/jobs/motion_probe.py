@@ -266,7 +266,7 @@ def _evaluate(
     changes = None
     if options.controls:
         changes = Changes(_own_flow(session) if cfg.DATA.SAMPLING_RATE == 1 else None, cfg.RNG_SEED)
-    videos = session.corpora.of("test", labeled=False)
+    videos = session.corpora.clips("test", labeled=False)
     dataset = build.build_dataset(cfg, videos, specs, "test")
     loader = build.build_test_loader(cfg, dataset, num_crops=cfg.TEST.NUM_SPATIAL_CROPS, progress=session.progress)
     with session.read(loader, "test") as batches:

@@ -20,14 +20,17 @@ from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
 from distinit_plugin.config.validate import problems_of, touches
+from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS
+from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.errors import ConfigError, Problems, UserError, VideoError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.session import choose_device
 from distinit_plugin.jobs.testing import check_same_classes, saved_class_names, weights_to_test
 from distinit_plugin.jobs.training import import_tensorboard
 from distinit_plugin.types import Network, Split
-from distinit_plugin.video.corpus import Mixture
+from distinit_plugin.video.corpus import Corpus, Mixture
 from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.source import FrameSource
 from distinit_plugin.weights import load_weights
 
 SAMPLED_VIDEOS = 20
@@ -43,7 +46,7 @@ CLIP_KEYS = (
     "CORPUS.TARGET_FPS",
     "CORPUS.TEST_NUM_FRAMES",
 )
-STUDENT_KEYS = ("MODEL.", "RESNET.", "NETWORK.", "ACTION.", *CLIP_KEYS)
+STUDENT_KEYS = ("MODEL.", "RESNET.", "NETWORK.", "ACTION.", "DETECTION.", "ROI.", *CLIP_KEYS)
 LABEL_KEYS = ("MODEL.NUM_CLASSES", "ACTION.")
 
 
@@ -109,6 +112,9 @@ class _Check:
     def videos(self) -> None:
         """The lists of all uses, their labels and classes, and whether there is any video behind them."""
         cfg = self._cfg
+        if cfg.DETECTION.ENABLE:
+            self._keyframes()
+            return
         known: list[str] = []
         if cfg.TRAIN.ENABLE:
             videos = self._read("train", labels=None if cfg.ACTION.LOSS_WEIGHT > 0 else False)
@@ -131,20 +137,59 @@ class _Check:
             return None
         videos: Mixture | None = None
         with self.problems.collect(f"{use}: "):
-            videos = self._corpora.peek(split, labeled=labels or None)
+            found = self._corpora.peek(split, labeled=labels or None)
+            assert isinstance(found, Mixture)
+            videos = found
         if videos is None:
             return None
         if split != "test":
             self._videos[split] = videos
         with self.problems.collect(f"{use}: "):
             for corpus in videos.corpora:
-                _open_one(Mixture([corpus]), corpus.name, self._cfg.CORPUS.DECODE_TIMEOUT)
+                _open_one(
+                    f"Corpus '{corpus.name}': none of {{}} videos spread over its {{}}",
+                    len(corpus),
+                    partial(self._open_video, corpus),
+                    "Correct the paths (PATH, ROOT, or DATA.PATH_PREFIX), or see what is wrong with the files: "
+                    "distinit check-corpus.",
+                )
         if labels is not False and self._are_right(*LABEL_KEYS):
             with self.problems.collect(f"{use}: "):
                 videos.check_labels(self._cfg.MODEL.NUM_CLASSES)
             with self.problems.collect():
                 check_same_classes(list(known), videos.class_names or [], split)
         return videos
+
+    def _keyframes(self) -> None:
+        """Annotations and boxes of all uses, whether actions fit, and whether there are pictures."""
+        cfg = self._cfg
+        if not self._are_right(*KEYFRAME_KEYS, "ROI.PROPOSALS", "MODEL.NUM_CLASSES"):
+            return
+        wanted: dict[Split, bool] = {"train": cfg.TRAIN.ENABLE, "val": cfg.TRAIN.ENABLE, "test": cfg.TEST.ENABLE}
+        found = Problems()
+        for use in (use for use, asked in wanted.items() if asked):
+            with found.collect():
+                keyframes = self._corpora.peek(use)
+                assert isinstance(keyframes, Keyframes)
+                keyframes.check_labels(cfg.MODEL.NUM_CLASSES)
+                if use == "train":
+                    build.build_train_sampler(cfg, keyframes)
+                _open_one(
+                    f"{keyframes.name}: none of the videos of {{}} keyframes spread over its {{}}",
+                    len(keyframes),
+                    partial(self._open_keyframe, keyframes),
+                    "Correct KEYFRAMES.VIDEO_DIR (or AVA.FRAME_DIR and AVA.FRAME_LIST_DIR), or see what is wrong: "
+                    "distinit check-ava.",
+                )
+        self.problems += dict.fromkeys(found)  # validation and test read the same files
+
+    def _open_video(self, corpus: Corpus, place: int) -> FrameSource:
+        return open_video(corpus[place].path, timeout=self._cfg.CORPUS.DECODE_TIMEOUT)
+
+    def _open_keyframe(self, keyframes: Keyframes, place: int) -> FrameSource:
+        moment = keyframes.moment(place)
+        timeout = self._cfg.CORPUS.DECODE_TIMEOUT
+        return keyframes.sources.open(moment.video, moment.second, cache=None, timeout=timeout)
 
     def _classes_of_checkpoint(self) -> list[str]:
         if not self._are_right("TEST.CHECKPOINT_FILE_PATH", "TRAIN.CHECKPOINT_FILE_PATH", "OUTPUT_DIR"):
@@ -212,25 +257,23 @@ class _Check:
                 load_weights(network, weights_to_test(cfg), strict=True)
 
 
-def _open_one(videos: Mixture, name: str, timeout: float) -> None:
-    """Open videos spread over a corpus until one does: lists with a wrong root are common.
+def _open_one(what: str, count: int, open_place: Callable[[int], FrameSource], fix: str) -> None:
+    """Open some of ``count`` videos, spread over all, until one opens: lists with a wrong root are common.
 
     Raises:
-        UserError: None of them opens.
+        UserError: None of them opens; ``what`` they are and the ``fix`` stand in the text.
     """
-    places = np.unique(np.linspace(0, len(videos) - 1, SAMPLED_VIDEOS).round().astype(int))
+    places = np.unique(np.linspace(0, count - 1, SAMPLED_VIDEOS).round().astype(int))
     reasons = []
     for place in map(int, places):
-        path = videos[place].path
         try:
-            open_video(path, timeout=timeout).close()
+            open_place(place).close()
             return
         except VideoError as error:
             reasons.append(f"{error}")
     raise UserError(
-        f"Corpus '{name}': none of {len(reasons)} videos spread over its {len(videos)} can be opened "
-        f"({'; '.join(reasons[:2])}{'; …' if len(reasons) > 2 else ''}). Correct the paths (PATH, ROOT, or "
-        "DATA.PATH_PREFIX), or see what is wrong with the files: distinit check-corpus."
+        f"{what.format(len(reasons), count)} can be opened "
+        f"({'; '.join(reasons[:2])}{'; …' if len(reasons) > 2 else ''}). {fix}"
     )
 
 

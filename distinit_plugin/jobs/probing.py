@@ -83,7 +83,7 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
             )
         network = build_student(session) if fixed else _frozen(cfg)
         session.check_convolutions(network, network.view_specs("test"))
-        train_videos, test_videos = (session.corpora.of(use, labeled=True) for use in USES)
+        train_videos, test_videos = (session.corpora.clips(use, labeled=True) for use in USES)
         check_same_classes(train_videos.class_names or [], test_videos.class_names or [], "test")
         if fixed:
             for videos in (train_videos, test_videos):
@@ -166,7 +166,7 @@ def _validation_features(session: Session, network: Network) -> tuple[Mixture, F
     """Of CORPUS.VAL, where there is one."""
     if not build.has_corpus(session.cfg, "val"):
         return None
-    videos = session.corpora.of("val", labeled=True)
+    videos = session.corpora.clips("val", labeled=True)
     videos.check_labels(session.cfg.MODEL.NUM_CLASSES)
     return videos, _features(session, network, videos, "val", keep_clips=True)
 

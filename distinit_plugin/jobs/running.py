@@ -10,16 +10,20 @@ from rich.table import Table
 
 from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import PERSON_RPN
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.curves import plot_curves
+from distinit_plugin.engine.detect import BoxEvaluation
 from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.train import TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpora import Corpora
+from distinit_plugin.jobs.keyframes import test_keyframes_in_session
 from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.preflight import check_job
+from distinit_plugin.jobs.proposals import test_proposals_in_session
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
@@ -34,10 +38,19 @@ SHOWN_CLASSES = 20
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out; ``None`` for a part that the configuration switches off."""
+    """What came out; ``None`` for a part that the configuration switches off.
+
+    Attributes:
+        training: How the training ended.
+        evaluation: The test of whole clips.
+        boxes: The test of persons' boxes in keyframes, in its place with DETECTION.ENABLE.
+        proposals: The test of a network that finds persons, see ``engine.propose``.
+    """
 
     training: TrainResult | None
     evaluation: Evaluation | None
+    boxes: BoxEvaluation | None = None
+    proposals: dict[str, float] | None = None
 
 
 def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
@@ -70,14 +83,19 @@ def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console 
             return RunResult(None, None)
         with StopSignals() as stop:
             training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
-            evaluation = test_in_session(session) if cfg.TEST.ENABLE and _can_test(cfg) else None
-            _show(session, training, evaluation)
-    return RunResult(training, evaluation)
+            tests = cfg.TEST.ENABLE and _can_test(cfg)
+            evaluation = test_in_session(session) if tests and not cfg.DETECTION.ENABLE else None
+            finds = cfg.MODEL.MODEL_NAME == PERSON_RPN
+            boxes = test_keyframes_in_session(session) if tests and cfg.DETECTION.ENABLE and not finds else None
+            proposals = test_proposals_in_session(session) if tests and finds else None
+            result = RunResult(training, evaluation, boxes, proposals)
+            _show(session, result)
+    return result
 
 
 def _can_test(cfg: CfgNode) -> bool:
     """A pre-training without labels has nothing to test; a test that stands alone must be possible."""
-    if needs_own_logits(cfg) and has_corpus(cfg, "test"):
+    if (needs_own_logits(cfg) or cfg.MODEL.MODEL_NAME == PERSON_RPN) and has_corpus(cfg, "test"):
         return True
     if not cfg.TRAIN.ENABLE:
         raise UserError(
@@ -88,10 +106,11 @@ def _can_test(cfg: CfgNode) -> bool:
     return False
 
 
-def _show(session: Session, training: TrainResult | None, evaluation: Evaluation | None) -> None:
+def _show(session: Session, result: RunResult) -> None:
     """The picture of the curves and the table of results."""
     if not distributed.is_main():
         return
+    training, evaluation = result.training, result.evaluation
     if training is not None:
         plot_curves({session.output_dir.name: session.output_dir}, session.output_dir / CURVES_FILE)
         logger.info(
@@ -109,11 +128,21 @@ def _show(session: Session, training: TrainResult | None, evaluation: Evaluation
         )
         session.log.console.print(terminal_table([row], title=f"{metrics['num_videos']} test videos, %", first="run"))
         session.log.console.print(_class_table(metrics["per_class"]))
+    if result.boxes is not None:
+        metrics = result.boxes.metrics()
+        row = Row(session.output_dir.name, {"frame-mAP": result.boxes.result.map})
+        title = f"{metrics['num_keyframes']} test keyframes, {metrics['evaluator']} rules, %"
+        session.log.console.print(terminal_table([row], title=title, first="run"))
+        session.log.console.print(_class_table(metrics["per_class"], "AP"))
+    if result.proposals is not None:
+        shares = {name: value for name, value in result.proposals.items() if name not in ("loss", "proposals")}
+        title = f"annotated persons that {result.proposals['proposals']:.0f} proposals per keyframe find, %"
+        session.log.console.print(terminal_table([Row(session.output_dir.name, shares)], title=title, first="run"))
 
 
-def _class_table(per_class: dict[str, float | None]) -> Table:
-    """Top-1 of every class, the best first; of many classes only both ends (``metrics.json`` has all)."""
-    known = sorted(((value, name) for name, value in per_class.items() if value is not None), reverse=True)
+def _class_table(per_class: dict[str, float | None], value: str = "top-1") -> Table:
+    """The value of every class, the best first; of many classes only both ends (``metrics.json`` has all)."""
+    known = sorted(((number, name) for name, number in per_class.items() if number is not None), reverse=True)
     shown = known if len(known) <= SHOWN_CLASSES else [*known[: SHOWN_CLASSES // 2], *known[-SHOWN_CLASSES // 2 :]]
     title = f"per class, % ({len(shown)} of {len(known)} classes)"
-    return terminal_table([Row(name, {"top-1": value}) for value, name in shown], title=title, first="class")
+    return terminal_table([Row(name, {value: number}) for number, name in shown], title=title, first="class")

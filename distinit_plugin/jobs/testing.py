@@ -74,7 +74,7 @@ def evaluate_corpus(session: Session, network: Network, split: Split, known_clas
         UserError: The corpora number their classes in another way, or a label is out of range.
     """
     cfg = session.cfg
-    videos = session.corpora.of(split, labeled=True)
+    videos = session.corpora.clips(split, labeled=True)
     check_same_classes(known_classes, videos.class_names or [], split)
     videos.check_labels(cfg.MODEL.NUM_CLASSES)
     specs = dict(network.view_specs(split))

@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.data.records import Records
 from distinit_plugin.data.sampler import ClipSampler
+from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.modes import set_train_mode
@@ -24,12 +26,13 @@ from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
 from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.keyframes import evaluate_keyframes
+from distinit_plugin.jobs.proposals import measure_proposals
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network, ViewSpec
-from distinit_plugin.video.corpus import Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +156,7 @@ def _checkpointer(session: Session) -> Checkpointer:
     return Checkpointer(session.output_dir, keep=runner.KEEP_CHECKPOINTS, resume_minutes=runner.RESUME_MINUTES)
 
 
-def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
+def train_options(cfg: CfgNode, videos: Records) -> TrainOptions:
     """What the configuration says about the loop."""
     return TrainOptions(
         accumulate=cfg.RUNNER.ACCUMULATE,
@@ -163,7 +166,8 @@ def train_options(cfg: CfgNode, videos: Mixture) -> TrainOptions:
         clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
         clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
         frozen_trunk=cfg.INIT.TRAINABLE != "all",
-        corpus_size=len(videos),
+        frozen_norm=cfg.MODEL.FROZEN_BN,
+        corpus_size=videos.num_videos,
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
 
@@ -221,6 +225,17 @@ def _validation(
     cfg = session.cfg
     if not build.has_corpus(cfg, "val"):
         return None
+    if isinstance(student, PersonRpn):
+
+        def proposals() -> dict[str, float]:
+            distributed.share_buffers(objective.trainable)
+            figures = measure_proposals(session, student, "val")
+            session.refuse_bad_corpus(session.corpora.of("val").num_videos, "val")
+            return figures
+
+        return proposals
+    if cfg.DETECTION.ENABLE:
+        return _keyframe_validation(session, objective, student)
     if build.needs_own_logits(cfg) and not teachers:
 
         def accuracy() -> dict[str, float]:
@@ -242,13 +257,26 @@ def _validation(
             means = mean_terms(
                 objective, batches, finish=finish, device=session.device, autocast=session.precision.autocast
             )
-        session.refuse_bad_corpus(len(videos), "val")
+        session.refuse_bad_corpus(videos.num_videos, "val")
         return means
 
     return terms
 
 
-def _precise_bn(session: Session, state: RunState, videos: Mixture, student: Network) -> Callable[[], None]:
+def _keyframe_validation(session: Session, objective: Objective, student: Network) -> Callable[[], Mapping[str, float]]:
+    """Frame-mAP; the files are read now, so that nothing is wrong with them after an epoch."""
+    judge = build.build_judge(session.cfg, "val")
+
+    def frame_map() -> dict[str, float]:
+        distributed.share_buffers(objective.trainable)
+        evaluation = evaluate_keyframes(session, student, "val", judge)
+        session.refuse_bad_corpus(evaluation.num_videos, "val")
+        return {"map": evaluation.result.map}
+
+    return frame_map
+
+
+def _precise_bn(session: Session, state: RunState, videos: Records, student: Network) -> Callable[[], None]:
     """Recompute BN statistics on the first training clips of the coming epoch."""
     cfg = session.cfg
     specs = dict(student.view_specs("train"))

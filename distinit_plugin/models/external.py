@@ -49,6 +49,9 @@ INFLATABLE = ("torchvision/r3d_18", "torchvision/mc3_18")
 SLOWFAST_ALPHA = 4
 """Frames of the fast pathway for each frame of the slow one, in all of PyTorchVideo's SlowFast networks."""
 
+FAST = ".fast"
+"""Ending of the names of layers of SlowFast's fast pathway."""
+
 TORCHVISION_MVIT_INPUT = (16, 224)
 """Frames and pixels that torchvision's MViT builders are fixed to."""
 
@@ -105,7 +108,9 @@ class ExternalNetwork(VideoNetwork):
 
     @property
     def layers(self) -> Mapping[str, LayerInfo]:
-        """The blocks whose output is a (B,C,T,H,W) map, by module name; of SlowFast's blocks the slow pathway.
+        """The blocks whose output is a (B,C,T,H,W) map, by module name.
+
+        Of SlowFast's blocks that is the slow pathway's map; the fast one's is ``NAME.fast``.
 
         Traced on first use, without arithmetic.
         """
@@ -169,22 +174,29 @@ class ExternalNetwork(VideoNetwork):
         slow = torch.linspace(0, num_frames - 1, num_frames // SLOWFAST_ALPHA, device=clip.device).long()
         return [clip.index_select(2, slow), clip]
 
+    @property
+    def _pathway_suffixes(self) -> tuple[str, ...]:
+        return ("", FAST) if _is_slowfast(self.name) else ("",)
+
     def _keep_output(self, name: str, kept: dict[str, Tensor]) -> RemovableHandle:
         channels_last = isinstance(self.model, SwinTransformer3d)
+        pathway = int(name.endswith(FAST))
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, list) else output
+            pathways = output if isinstance(output, list) else [output]
+            tensor = pathways[pathway] if pathway < len(pathways) else None
             if isinstance(tensor, Tensor) and tensor.ndim == 5:
                 kept[name] = tensor.movedim(-1, 1) if channels_last else tensor
 
-        return self.model.get_submodule(name).register_forward_hook(keep)
+        return self.model.get_submodule(name.removesuffix(FAST)).register_forward_hook(keep)
 
     def _trace_layers(self) -> dict[str, LayerInfo]:
         """Run once on meta tensors and read off every block's geometry."""
         fixed = "mvit" in self.name
         num_frames, size = (self.input.num_frames, self.input.train_crop_size) if fixed else (64, 224)
         kept: dict[str, Tensor] = {}
-        handles = [self._keep_output(name, kept) for name in _block_names(self.model)]
+        names = [f"{name}{pathway}" for name in _block_names(self.model) for pathway in self._pathway_suffixes]
+        handles = [self._keep_output(name, kept) for name in names]
         state = {key: torch.empty_like(value, device="meta") for key, value in self.model.state_dict().items()}
         try:
             with torch.no_grad():
@@ -194,9 +206,9 @@ class ExternalNetwork(VideoNetwork):
             for handle in handles:
                 handle.remove()
         return {
-            name: LayerInfo(x.shape[1], num_frames // x.shape[2], size // x.shape[3])
-            for name, x in kept.items()
-            if x.shape[3] > 1
+            name: LayerInfo(kept[name].shape[1], num_frames // kept[name].shape[2], size // kept[name].shape[3])
+            for name in names
+            if name in kept and kept[name].shape[3] > 1
         }
 
 

@@ -48,12 +48,13 @@ class MaxPool3d(nn.Module):
         """The maximum of each window."""
         kernel, padding = [], []
         for size, width, stride in zip(x.shape[2:], self.kernel, self.stride, strict=True):
-            before = self._before(size, width, stride)
+            before = self.padding_before(size, width, stride)
             padding.append(before)
             kernel.append(min(width, size + 2 * before))
         return functional.max_pool3d(x, kernel, self.stride, padding, ceil_mode=self.padding != "symmetric")
 
-    def _before(self, size: int, width: int, stride: int) -> int:
+    def padding_before(self, size: int, width: int, stride: int) -> int:
+        """What is added before one dimension of ``size``, for a kernel and stride there."""
         if self.padding == "same":
             return same_padding(size, width, stride)[0]
         if self.padding == "ceil" and stride > 1:

@@ -2,12 +2,14 @@
 
 Nothing here knows a method: DistInit is ``features → linear → soft_cross_entropy ← logits``, D3D is ``logits → own →
 mse ← logits`` plus ``logits → own → cross_entropy ← label``, flow as supervision is ``3A → pwc → flow_decoding ←
-flow``. Shapes: B batch, C channels, T frames, H height, W width, K classes, D feature dimension.
+flow``, AVA is ``logits of boxes → bce ← actions``. Shapes: B batch, C channels, T frames, H height, W width, K classes,
+D feature dimension.
 """
 
 from __future__ import annotations
 
 from distinit_plugin.objectives.adapters import build_adapter, layer_size, match_grid, on_students_grid
+from distinit_plugin.objectives.boxes import action_term, offset_term, proposal_term
 from distinit_plugin.objectives.objective import (
     Objective,
     Prepared,
@@ -23,11 +25,14 @@ __all__ = [
     "Prepared",
     "Term",
     "Trainable",
+    "action_term",
     "build_adapter",
     "combine_counts",
     "even_counts",
     "layer_size",
     "match_grid",
+    "offset_term",
     "on_students_grid",
+    "proposal_term",
     "topk_accuracy",
 ]

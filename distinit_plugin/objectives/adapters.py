@@ -18,6 +18,9 @@ from distinit_plugin.types import ModelOutput, Network
 POOLED = ("logits", "features")
 """Layers that are vectors per clip; every other layer is a map (B,C,T,H,W)."""
 
+OFFSETS = "offsets"
+"""The student's corrections of boxes, one row per box."""
+
 HEADS = ("linear", "own", *FLOW_DECODERS)
 
 Match = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -157,7 +160,7 @@ def layer_output(output: ModelOutput, layer: str, owner: str) -> Tensor:
     """One layer of what a network returned; logits over time (B,K,T) stand for its logits where it has them.
 
     Raises:
-        UserError: The network returned no logits or features.
+        UserError: The network returned no logits, features or offsets.
     """
     if layer == "logits":
         if output.logits is None:
@@ -167,9 +170,13 @@ def layer_output(output: ModelOutput, layer: str, owner: str) -> Tensor:
         if output.features is None:
             raise UserError(f"{owner} returns no features; use its logits or one of its layers.")
         return output.features
+    if layer == OFFSETS:
+        if output.offsets is None:
+            raise UserError(f"{owner} corrects no boxes; set ROI.REFINE_BOXES True.")
+        return output.offsets
     return output.taps[layer]
 
 
 def tapped_layers(layers: Iterable[str]) -> tuple[str, ...]:
     """Those that have to be asked for by name, each once."""
-    return tuple(dict.fromkeys(layer for layer in layers if layer not in POOLED))
+    return tuple(dict.fromkeys(layer for layer in layers if layer not in (*POOLED, OFFSETS)))

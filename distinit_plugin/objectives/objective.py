@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import entropy, full_precision
 from distinit_plugin.objectives.adapters import layer_output, no_classifier, tapped_layers
+from distinit_plugin.objectives.boxes import BoxTerm
 from distinit_plugin.objectives.terms import LABEL, STUDENT, Term, check_choice, check_terms
-from distinit_plugin.types import STORED, ModelOutput, Network, StepOutput
+from distinit_plugin.types import BOXES, STORED, ModelOutput, Network, StepOutput
 
 Gate = Literal["weight", "skip"]
 GateMean = Literal["all", "kept"]
@@ -35,17 +36,25 @@ class Trainable(nn.Module):
     ) -> tuple[ModelOutput, dict[str, Tensor]]:
         """Run on the student's own views.
 
+        Args:
+            views: Normalised, (B,C,T,H,W).
+            boxes: (R,5) of a batch that has them, see ``types.BOXES``.
+
         Returns:
             The student's output, detached (it is only reported), and each term's prediction, (B,K), (B,K,T) or
-            (B,K,T,H,W) on the student's grid. So gradients come through predictions alone, which tells DDP what trains.
+            (B,K,T,H,W) on the student's grid, or (R,K) of boxes. So gradients come through predictions alone, which
+            tells DDP what trains.
         """
         output: ModelOutput = self.student(views, boxes=boxes, taps=self._taps)
         predictions = {}
         for name, layer in self._layers.items():
             prediction = layer_output(output, layer, "the student")
             predictions[name] = self.adapters[name](prediction) if name in self.adapters else prediction
-        logits, features = (None if x is None else x.detach() for x in (output.logits, output.features))
-        return ModelOutput(logits, features, {name: tap.detach() for name, tap in output.taps.items()}), predictions
+        taps = {name: tap.detach() for name, tap in output.taps.items()}
+        logits, features, boxes, offsets = (
+            None if x is None else x.detach() for x in (output.logits, output.features, output.boxes, output.offsets)
+        )
+        return ModelOutput(logits, features, taps, boxes=boxes, offsets=offsets), predictions
 
     def parameters_without_gradient(self, views: Mapping[str, Tensor]) -> list[str]:
         """Names of parameters that should train and that no term reaches: those after the last layer that is read.
@@ -72,21 +81,23 @@ class Prepared:
 
     Attributes:
         views: The student's views, of the B' examples that it will see.
-        targets: Term → what its prediction is compared with, (B',…).
+        targets: Term → what its prediction is compared with, (B',…), or annotated boxes.
         weights: Term → (B',), 1 for examples that count and 0 for others.
         labels: (B',) int64, or ``None``.
         counts: Term → number of examples that its mean is over, 0-d. Sum them over what makes one step.
         num_examples: B of the batch, 0-d; B' ≤ B.
         report: Means over the batch, 0-d: teachers' entropies and the kept fractions.
+        boxes: (R,5) of a batch that has them, which go to the student.
     """
 
     views: dict[str, Tensor]
-    targets: dict[str, Tensor]
+    targets: dict[str, Any]
     weights: dict[str, Tensor]
     labels: Tensor | None
     counts: dict[str, Tensor]
     num_examples: Tensor
     report: dict[str, Tensor]
+    boxes: Tensor | None = None
 
 
 def combine_counts(
@@ -152,6 +163,8 @@ class Objective:
         check_choice("DISTILL.GATE", gate, get_args(Gate))
         check_choice("DISTILL.GATE_MEAN", gate_mean, get_args(GateMean))
         check_terms(student, terms, teachers, adapters)
+        if gate == "skip" and any(isinstance(term, BoxTerm) for term in terms):
+            raise UserError("DISTILL.GATE is 'skip', which leaves clips out but not their boxes. Use 'weight'.")
         self.terms = tuple(terms)
         used = {term.teacher for term in terms}
         self.teachers = {name: cast(nn.Module, teacher) for name, teacher in teachers.items() if name in used}
@@ -166,7 +179,8 @@ class Objective:
     @property
     def counts_vary(self) -> bool:
         """Whether the data decide what means are over, so that ``combine_counts`` needs all parts of a step."""
-        return self.gate_mean == "kept" and any(term.max_entropy is not None for term in self.terms)
+        gated = self.gate_mean == "kept" and any(term.max_entropy is not None for term in self.terms)
+        return gated or any(term.counts_vary for term in self.terms)
 
     def warming_weights(self, position: float) -> dict[str, float]:
         """``weight/TERM`` → its factor at a position of the training, of the terms whose factor still rises there."""
@@ -189,24 +203,23 @@ class Objective:
 
         Args:
             views: ``student/<view>`` and ``<TEACHER>/<view>`` → normalised (B,C,T,H,W).
-            targets: ``label`` (B,) where the batch is labelled; ``<TEACHER>`` in place of its views, where its outputs
-                are stored.
+            targets: ``label`` (B,) where the batch is labelled; ``boxes`` (R,5) and ``actions`` (R,K) where it is of
+                keyframes; ``<TEACHER>`` in place of its views, where its outputs are stored.
 
         Raises:
-            UserError: A term's label or a network's views are missing.
+            UserError: A term's targets or a network's views are missing.
         """
         student_views = _views_of(STUDENT, views)
         like = next(iter(student_views.values()))
         batch_size, device = len(like), like.device
         outputs = {name: self._run_teacher(name, views, targets) for name in self.teachers}
-        labels = targets.get(LABEL)
-        term_targets: dict[str, Tensor] = {}
+        term_targets: dict[str, Any] = {}
         weights: dict[str, Tensor] = {}
         report: dict[str, Tensor] = {}
         for term in self.terms:
             weights[term.name] = torch.ones(batch_size, device=device)
             if term.teacher is None:
-                term_targets[term.name] = _labels_for(term, labels, batch_size)
+                term_targets[term.name] = term.own_target(targets, batch_size)
                 continue
             output = outputs[term.teacher]
             term_targets[term.name] = layer_output(output, term.teacher_layer, f"the teacher {term.teacher}")
@@ -220,8 +233,22 @@ class Objective:
                 weights[term.name] = (~(entropies >= term.max_entropy)).to(torch.float32)
                 report[f"kept/{term.name}"] = weights[term.name].mean()
         num_examples = torch.full((), float(batch_size), device=device)
-        counts = {name: weight.sum() if self.gate_mean == "kept" else num_examples for name, weight in weights.items()}
-        prepared = Prepared(student_views, term_targets, weights, labels, counts, num_examples, report)
+        counts = {
+            term.name: weights[term.name].sum()
+            if self.gate_mean == "kept" and term.teacher is not None
+            else term.count(term_targets[term.name], weights[term.name])
+            for term in self.terms
+        }
+        prepared = Prepared(
+            student_views,
+            term_targets,
+            weights,
+            targets.get(LABEL),
+            counts,
+            num_examples,
+            report,
+            targets.get(BOXES),
+        )
         return _without_skipped(prepared) if self.gate == "skip" else prepared
 
     def step(
@@ -245,14 +272,14 @@ class Objective:
         """
         # Without gradients the ranks have nothing to exchange, and need not have equally many batches.
         forward = self._forward if torch.is_grad_enabled() else self.trainable
-        output, predictions = forward(prepared.views)
+        output, predictions = forward(prepared.views, prepared.boxes)
         loss = torch.zeros((), device=prepared.num_examples.device)
         terms: dict[str, Tensor] = {}
         report, seen_report = dict(prepared.report), {}
         with torch.autocast(loss.device.type, enabled=False):
             for term in self.terms:
-                prediction, target = term.match(predictions[term.name], prepared.targets[term.name])
-                weighted = prepared.weights[term.name] * term.loss(prediction, target)
+                prediction, target = predictions[term.name], prepared.targets[term.name]
+                weighted = prepared.weights[term.name] * term.losses(prediction, target, output)
                 count = prepared.counts[term.name].clamp(min=1) if counts is None else counts[term.name]
                 part = weighted.sum() / count
                 loss = loss + term.weight_at(position) * part
@@ -303,19 +330,6 @@ def _views_of(consumer: str, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"there is no view for '{consumer}': expected '{prefix}<view>', got {', '.join(views) or 'none'}."
         )
     return found
-
-
-def _labels_for(term: Term, labels: Tensor | None, batch_size: int) -> Tensor:
-    if labels is None:
-        raise UserError(
-            f"the term '{term.name}' needs labels and the batch has none. Set LABELED True on every corpus (and see "
-            "that its list holds labels), or leave the term out (ACTION.LOSS_WEIGHT 0)."
-        )
-    if labels.shape != (batch_size,):
-        raise UserError(
-            f"the term '{term.name}' needs one label per example, got {tuple(labels.shape)} for {batch_size}."
-        )
-    return labels
 
 
 def _without_skipped(prepared: Prepared) -> Prepared:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.losses import Loss
 from distinit_plugin.objectives.adapters import Match, check_equal_sizes, layer_size, layer_sizes, on_teachers_grid
 from distinit_plugin.registry import near_matches
-from distinit_plugin.types import Network
+from distinit_plugin.types import ModelOutput, Network
 
 LABEL = "label"
 """The key of ``targets`` that terms without a teacher are compared with; no teacher may have this name."""
@@ -70,6 +71,60 @@ class Term:
         if self.max_entropy is not None and (self.teacher is None or math.isnan(self.max_entropy)):
             raise UserError(f"the term '{self.name}' has MAX_ENTROPY {self.max_entropy} but no teacher to take it of.")
 
+    @property
+    def counts_vary(self) -> bool:
+        """Whether the data of a batch, and not its size alone, decide what the mean is over."""
+        return False
+
+    def check(self, student: Network) -> None:
+        """Whether a student has what a term without a teacher reads.
+
+        Raises:
+            UserError: It has not.
+        """
+        layer_size(student, self.student_layer, "the student")
+
+    def own_target(self, targets: Mapping[str, Tensor], batch_size: int) -> Any:
+        """What a term without a teacher is compared with: here the labels (B,).
+
+        Args:
+            targets: Of the batch.
+            batch_size: B.
+
+        Raises:
+            UserError: The batch has no such targets.
+        """
+        labels = targets.get(LABEL)
+        if labels is None:
+            raise UserError(
+                f"the term '{self.name}' needs labels and the batch has none. Set LABELED True on every corpus (and "
+                "see that its list holds labels), or leave the term out (ACTION.LOSS_WEIGHT 0)."
+            )
+        if labels.shape != (batch_size,):
+            raise UserError(
+                f"the term '{self.name}' needs one label per example, got {tuple(labels.shape)} for {batch_size}."
+            )
+        return labels
+
+    def count(self, target: Any, weights: Tensor) -> Tensor:
+        """What the mean is over, 0-d; examples that are gated count all the same.
+
+        Args:
+            target: From ``own_target``, or the teacher's.
+            weights: (B,).
+        """
+        return torch.full((), float(len(weights)), device=weights.device)
+
+    def losses(self, prediction: Tensor, target: Any, output: ModelOutput) -> Tensor:
+        """The loss of each example, (B,).
+
+        Args:
+            prediction: The student's layer through its adapter.
+            target: What it is compared with.
+            output: The student's, detached.
+        """
+        return self.loss(*self.match(prediction, target))
+
     def is_warming(self, position: float | None) -> bool:
         """Whether the factor has not reached ``weight``; ``None`` stands for the end of the training."""
         return position is not None and position < self.warmup
@@ -112,7 +167,7 @@ def check_terms(
 
 def _check_term(term: Term, student: Network, teachers: Mapping[str, Network], adapter: nn.Module | None) -> None:
     if term.teacher is None:
-        layer_size(student, term.student_layer, "the student")
+        term.check(student)
         return
     if term.teacher not in teachers:
         near, known = near_matches(term.teacher, list(teachers)), ", ".join(teachers) or "none"

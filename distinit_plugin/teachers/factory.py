@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision.models
@@ -21,7 +21,7 @@ from distinit_plugin.teachers.dense import DetectionBackbone, SegmentationNetwor
 from distinit_plugin.teachers.frozen import Frozen
 from distinit_plugin.teachers.image import TimmClassifier, TorchvisionClassifier
 from distinit_plugin.teachers.video import NetworkTeacher
-from distinit_plugin.types import Modality, Network, Pick, ViewSpec
+from distinit_plugin.types import Crop, Modality, Network, Pick, ViewSpec
 from distinit_plugin.weights.load import compare, load_tensors, translate
 from distinit_plugin.weights.read import CheckpointFile
 from distinit_plugin.weights.report import Mismatch
@@ -62,7 +62,7 @@ def build_teacher(
     modality: Modality = "rgb",
     sampling_rate: int = 1,
     target_fps: float | None = None,
-    crop: Literal["shared", "center"] = "shared",
+    crop: Crop = "shared",
     pick_from: int = 0,
     **switches: Any,
 ) -> Frozen:

@@ -133,6 +133,11 @@ class Mixture:
                 yield prefix + corpus.relative(number)
 
     @property
+    def num_videos(self) -> int:
+        """Number of videos of all corpora."""
+        return len(self)
+
+    @property
     def labeled(self) -> bool:
         """Whether the records have labels (all of them have, or none)."""
         return self.corpora[0].labeled

@@ -55,25 +55,36 @@ def list_frames(folder: str) -> list[str]:
 
 
 class ImageReader(Closing):
-    """Image files as the frames of one video, all of the size of the first."""
+    """Image files as the frames of one video, all of one size."""
 
-    def __init__(self, path: str, files: Sequence[str], *, timeout: float | None = None) -> None:
-        """Look at the first image.
+    def __init__(
+        self,
+        path: str,
+        files: Sequence[str],
+        *,
+        timeout: float | None = None,
+        fps: float = FRAMES_PER_SECOND,
+        sized_by: int = 0,
+    ) -> None:
+        """Look at one image.
 
         Args:
             path: The folder or the image, for errors.
             files: One image per frame, in order.
             timeout: Seconds allowed from now on; ``None``: no limit.
+            fps: Frames per second.
+            sized_by: The frame that tells the size of all.
 
         Raises:
-            VideoError: The first image is unreadable.
+            VideoError: That image is unreadable.
         """
         self.path = path
         self._files = files
         self._deadline = Deadline(path, timeout)
-        height, width, _ = self._load(files[0]).shape
+        self._sized_by = sized_by
+        height, width, _ = self._load(files[sized_by]).shape
         numbers = np.arange(len(files), dtype=np.int64)
-        time_base = Fraction(1, FRAMES_PER_SECOND)
+        time_base = 1 / Fraction(fps).limit_denominator(1001)
         self.index = FrameIndex(numbers, numbers, time_base, height, width, 0, numbers, numbers)
 
     def read(self, indices: Sequence[int] | Int64Array, window: Window = WHOLE) -> npt.NDArray[np.uint8]:
@@ -99,10 +110,11 @@ class ImageReader(Closing):
             image = self._load(self._files[number])
             if image.shape != shape:
                 size = f"{image.shape[1]}×{image.shape[0]}"
+                first = f"frame {self._sized_by}" if self._sized_by else "the first frame"
                 raise VideoError(
                     self.path,
                     f"frame {number} ({os.path.basename(self._files[number])}) is {size}, "
-                    f"the first frame is {shape[1]}×{shape[0]}",
+                    f"{first} is {shape[1]}×{shape[0]}",
                 )
             frames[slot] = image[window]
         return frames[inverse]

@@ -85,6 +85,27 @@ def clip_at(start: int, num_video_frames: int, num_frames: int, sampling_rate: i
     return (start + np.arange(num_frames, dtype=np.int64) * sampling_rate) % num_video_frames
 
 
+def keyframe_clip(center: int, num_video_frames: int, num_frames: int, sampling_rate: int) -> Int64Array:
+    """The clip around a frame, which is number T//2 of it; beyond the video's ends its first or last frame repeats.
+
+    For even T the frames of PySlowFast's ``get_sequence`` (``slowfast/datasets/utils.py``).
+
+    Args:
+        center: The frame; one beyond an end counts as that end's clip, too.
+        num_video_frames: N, frames of the video.
+        num_frames: T, frames of the clip.
+        sampling_rate: Distance between them, in frames.
+
+    Returns:
+        (T,) int64 frame indices in [0, N), never decreasing.
+    """
+    if num_video_frames < 1:
+        raise ValueError("the video has no frames")
+    clip_span(num_frames, sampling_rate)
+    places = center + (np.arange(num_frames, dtype=np.int64) - num_frames // 2) * sampling_rate
+    return np.clip(places, 0, num_video_frames - 1)
+
+
 def random_clip(num_video_frames: int, num_frames: int, sampling_rate: int, rng: np.random.Generator) -> Int64Array:
     """A clip at a uniformly random place (training).
 
@@ -172,6 +193,17 @@ def center(num_clip_frames: int, count: int, rng: np.random.Generator) -> Int64A
     """The ``count`` neighbouring frames in the middle: (count,) int64 from (T − count)//2 on."""
     _check_pick(num_clip_frames, count)
     return (num_clip_frames - count) // 2 + np.arange(count, dtype=np.int64)
+
+
+@FRAME_PICKERS.register()
+def keyframe(num_clip_frames: int, count: int, rng: np.random.Generator) -> Int64Array:
+    """``count`` neighbouring frames around T//2, where the annotated frame of a keyframe's clip is: (count,) int64.
+
+    One frame is that frame; of an even number, half lie before it.
+    """
+    _check_pick(num_clip_frames, count)
+    first = min(max(num_clip_frames // 2 - count // 2, 0), num_clip_frames - count)
+    return first + np.arange(count, dtype=np.int64)
 
 
 @FRAME_PICKERS.register()

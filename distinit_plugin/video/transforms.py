@@ -125,22 +125,34 @@ def fixed_geometry(
     return Geometry((height - side) * along_rows // 2, (width - side) * along_columns // 2, side, side)
 
 
-def render_view(frames: npt.NDArray[np.uint8], geometry: Geometry, size: int) -> Tensor:
+def view_size(spec: ViewSpec, geometry: Geometry) -> tuple[int, int]:
+    """Height and width of a view that shows a region, pixels."""
+    if spec.crop != "whole":
+        return spec.crop_size, spec.crop_size
+    short = min(geometry.height, geometry.width)
+    return (
+        max(round(geometry.height * spec.crop_size / short), 1),
+        max(round(geometry.width * spec.crop_size / short), 1),
+    )
+
+
+def render_view(frames: npt.NDArray[np.uint8], geometry: Geometry, size: int | tuple[int, int]) -> Tensor:
     """Cut the region, resize it and mirror it.
 
     Args:
         frames: (T,H,W,3) uint8 RGB.
         geometry: The region.
-        size: Side of the view, pixels.
+        size: Height and width of the view, or the side of a square one, pixels.
 
     Returns:
-        (3,T,size,size) uint8, contiguous; bilinear with antialiasing.
+        (3,T,height,width) uint8, contiguous; bilinear with antialiasing.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     rows, columns = geometry.window
     region = torch.from_numpy(np.ascontiguousarray(frames[:, rows, columns])).permute(0, 3, 1, 2)
-    if region.shape[-2:] != (size, size):
+    if region.shape[-2:] != (height, width):
         # uint8 with the colours last in memory takes torch's vectorised path.
-        region = F.interpolate(region, size=(size, size), mode="bilinear", antialias=True)
+        region = F.interpolate(region, size=(height, width), mode="bilinear", antialias=True)
     if geometry.flip:
         region = region.flip(-1)
     return region.permute(1, 0, 2, 3).contiguous()
@@ -150,9 +162,8 @@ def build_views(
     read: Callable[[Int64Array], npt.NDArray[np.uint8]],
     clip: Clip,
     specs: Mapping[str, ViewSpec],
-    geometry: Geometry,
+    regions: Mapping[str, Geometry],
     seed: int,
-    center: Geometry | None = None,
 ) -> dict[str, Tensor]:
     """All views of one sample from one read of the video.
 
@@ -160,10 +171,9 @@ def build_views(
         read: Frame numbers (n,), sorted and distinct → (n,H,W,3) uint8 RGB; called once.
         clip: The frames of the sample.
         specs: What the networks want, by any names. Views of another pick than ``clip`` are frames of the clip.
-        geometry: The region that views show whose crop is ``shared``.
+        regions: ``ViewSpec.crop`` → the region that such views show.
         seed: Random picks follow from it, the pick and the number of frames alone, so that another teacher does not
             change them, and teachers that differ in size see the same frames.
-        center: The region of views whose crop is ``center``; ``None``: there are none.
 
     Returns:
         ``ViewSpec.pixels`` → (3,T',size,size) uint8; specs with equal pixels share one tensor. For flow
@@ -180,9 +190,8 @@ def build_views(
     views = {}
     for pixels, spec in sorted(distinct.items()):
         shown, slots = np.unique(np.searchsorted(needed, numbers[pixels]), return_inverse=True)
-        region = geometry if spec.crop == "shared" else center
-        assert region is not None, spec
-        pictures = render_view(frames if len(shown) == len(needed) else frames[shown], region, spec.crop_size)
+        region = regions[spec.crop]
+        pictures = render_view(frames if len(shown) == len(needed) else frames[shown], region, view_size(spec, region))
         if not np.array_equal(slots, np.arange(len(shown))):
             pictures = pictures[:, torch.from_numpy(slots)]
         name, view = arrange(pictures, spec)
