@@ -32,6 +32,9 @@ VERBS = {
     "run": Verb("run_net", "train and test from a YAML file (also tools/run_net.py)"),
     "run-splits": Verb("run_splits", "run all three splits of UCF-101 or HMDB-51 and print their mean and deviation"),
     "predict": Verb("predict", "print the top classes of videos by name"),
+    "demo": Verb("demo", "draw on a video what a trained network says of it: classes, or boxes and actions"),
+    "detect-persons": Verb("detect_persons", "boxes of persons on keyframes as AVA's csv files have them; resumable"),
+    "train-rpn": Verb("train_rpn", "train a region proposal network of persons on keyframes with boxes"),
     "probe": Verb("probe", "k-NN, linear probe and softmax (Fixed) on a checkpoint's frozen features"),
     "probe-motion": Verb("probe_motion", "how much optical flow can be decoded from the layers of a network"),
     "describe": Verb("describe", "parameters, GMACs, layer shapes, strides and receptive fields of a network"),
@@ -40,6 +43,8 @@ VERBS = {
     "export": Verb("export", "the student alone as safetensors, torch.export or ONNX, checked"),
     "ensemble": Verb("ensemble", "average the saved scores of several runs and print their accuracies"),
     "check-corpus": Verb("check_corpus", "decode a whole corpus and report what is broken, short, odd, duplicated"),
+    "check-ava": Verb("check_ava", "what is missing, wrong or odd in a data set of AVA's form"),
+    "eval-ava": Verb("eval_ava", "frame-mAP@0.5 of detected actions, exactly as AVA's official evaluator"),
     "cache-targets": Verb(
         "cache_targets", "a teacher's outputs on a grid of clips, computed once and read in training; resumable"
     ),

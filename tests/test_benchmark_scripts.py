@@ -179,3 +179,25 @@ def test_data_wait(script, capsys):
     assert wait.main(["--steps", "11", "--videos", "8"]) == 0
     share = float(_rows(capsys.readouterr().out)["waiting, % of the time"][0])
     assert 0 <= share < 100
+
+
+def test_frame_map(script, monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("AVA_OFFICIAL", raising=False)
+    benchmark = script("frame_map")
+    assert benchmark.main(["--videos", "1", "--rows", "2000", "--rounds", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "AVA_OFFICIAL is not set: the official code is left out." in text
+    rows = _rows(text)
+    assert float(rows["ours, s"][0].split()[0]) > 0
+    assert float(rows["ours, peak MiB"][0].split()[0]) > 20
+    assert "official, s" not in rows
+    (tmp_path / "ours.json").write_text('{"official": {"map": 0.25, "ap": {"sit (down)": 0.25, "nan": null}}}')
+    printed = (
+        "log\n{ 'PascalBoxes_Precision/mAP@0.5IOU': np.float64(0.25),\n"
+        "  'PascalBoxes_PerformanceByCategory/AP@0.5IOU/sit (down)': np.float64(0.26),\n"
+        "  'PascalBoxes_PerformanceByCategory/AP@0.5IOU/nan': np.float64(nan)}\n"
+    )
+    assert benchmark.difference(tmp_path / "ours.json", printed) == pytest.approx(0.01)
+    assert benchmark.difference(tmp_path / "ours.json", printed.replace("np.float64(nan)", "\n  nan")) > 0
+    with pytest.raises(SystemExit, match="in one of both only"):
+        benchmark.difference(tmp_path / "ours.json", printed.replace("np.float64(nan)", "0.5"))

@@ -82,7 +82,9 @@ REGION = ViewRegion(200, 400, 0, 0, 200, 400, False, 100, 200)
 def batches(*numbers, counts=None, flip=False):
     """One batch for each tuple of keyframe numbers; given boxes are ``counts[number]`` each."""
     for group in numbers:
-        boxes = [[row, 10.0 * place, 5, 50, 60] for row, n in enumerate(group) for place in range((counts or {}).get(n, 0))]
+        boxes = [
+            [row, 10.0 * place, 5, 50, 60] for row, n in enumerate(group) for place in range((counts or {}).get(n, 0))
+        ]
         yield {
             "views": {},
             "keys": [SampleKey(0, number, number) for number in group],
@@ -128,7 +130,9 @@ def test_proposed_boxes_are_corrected_and_brought_back(flip):
     sides = [0.6, 0.05, 0.89, 1.0] if flip else [0.11, 0.05, 0.4, 1.0]
     np.testing.assert_allclose(found.detections.boxes[0], sides, atol=1e-6)
     raw = run(Scorer(box), batches((1,), flip=flip))
-    np.testing.assert_allclose(raw.detections.boxes[0], [0.7, 0.1, 0.9, 0.5] if flip else [0.1, 0.1, 0.3, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        raw.detections.boxes[0], [0.7, 0.1, 0.9, 0.5] if flip else [0.1, 0.1, 0.3, 0.5], atol=1e-6
+    )
 
 
 def test_ranks_bring_their_keyframes_together_and_none_counts_twice():
@@ -143,7 +147,9 @@ def test_ranks_bring_their_keyframes_together_and_none_counts_twice():
 
 
 def test_what_cannot_be_scored_is_said():
-    nothing = [{"views": {}, "keys": [], "paths": [], "targets": {}, "bad": [BadVideo("a.mp4", "it ends")], "regions": []}]
+    nothing = [
+        {"views": {}, "keys": [], "paths": [], "targets": {}, "bad": [BadVideo("a.mp4", "it ends")], "regions": []}
+    ]
     with pytest.raises(UserError, match=r"none of the 6 keyframes could be read: a\.mp4: it ends"):
         run(Scorer(torch.zeros(1, 4)), nothing)
     with pytest.raises(UserError, match="not finite"):

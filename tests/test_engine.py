@@ -216,6 +216,9 @@ def test_a_frozen_trunk_stays_in_eval_mode():
     assert network.dropout.training
     set_train_mode(nested, frozen_trunk=False)
     assert network.bn.training
+    set_train_mode(nested, frozen_trunk=False, frozen_norm=True)
+    assert not network.bn.training
+    assert network.conv.training
 
 
 def test_training_the_classifier_moves_nothing_else():

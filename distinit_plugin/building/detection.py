@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from distinit_plugin.building.keyframes import VALIDATED_SECONDS, annotation
+from distinit_plugin.building.proposers import proposer_builder
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.detection.files import read_excluded, read_label_map, read_truth
 from distinit_plugin.detection.frame_map import FrameMap, frame_map
 from distinit_plugin.detection.matching import Sampling
 from distinit_plugin.detection.network import PROPOSAL_LOSS, RoiNetwork
-from distinit_plugin.detection.proposals import Proposer
 from distinit_plugin.detection.results import Selection
 from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.errors import UserError, naming
@@ -23,7 +22,7 @@ from distinit_plugin.losses import Loss
 from distinit_plugin.models.external import FAST
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.objectives import Term, action_term, offset_term, proposal_term
-from distinit_plugin.types import LayerInfo, Split
+from distinit_plugin.types import Split
 
 
 def build_roi_network(cfg: CfgNode, backbone: VideoNetwork) -> RoiNetwork:
@@ -32,7 +31,7 @@ def build_roi_network(cfg: CfgNode, backbone: VideoNetwork) -> RoiNetwork:
     Raises:
         UserError: The backbone has no such layer, or one of another stride.
     """
-    proposer = _proposer_builder(cfg)
+    proposer = proposer_builder(cfg, backbone.input)
     return RoiNetwork(
         backbone,
         roi_layers(backbone, cfg.ROI.LAYER),
@@ -147,10 +146,3 @@ def within(truth: BoxTable, first: float, last: float, every: int) -> BoxTable:
         keyframes=truth.keyframes[kept(truth.keyframes[:, 1])],
         persons=None if truth.persons is None else truth.persons[rows],
     )
-
-
-def _proposer_builder(cfg: CfgNode) -> Callable[[LayerInfo], Proposer] | None:
-    """What makes the proposer from the geometry of the pooled layer; ``None``: boxes are given."""
-    if cfg.ROI.PROPOSALS == "given":
-        return None
-    raise UserError(f"ROI.PROPOSALS: {cfg.ROI.PROPOSALS} cannot be built yet. Use given.")

@@ -10,13 +10,16 @@ from torch import nn
 
 from distinit_plugin.building.detection import box_terms, build_roi_network
 from distinit_plugin.building.parts import load_flow_net, load_stream
+from distinit_plugin.building.proposers import build_person_rpn, load_person_rpn
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.detection.network import OWN_PREFIXES, RoiNetwork
+from distinit_plugin.config.rules import PERSON_RPN
+from distinit_plugin.detection.network import OWN_PREFIXES, PROPOSAL_LOSS, RoiNetwork
+from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.errors import UserError, WeightsError, naming
 from distinit_plugin.losses import build_loss
 from distinit_plugin.models import factory as models
 from distinit_plugin.models.network import InputSpec
-from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid
+from distinit_plugin.objectives import Objective, Term, build_adapter, on_students_grid, proposal_term
 from distinit_plugin.teachers import FlowView, freeze
 from distinit_plugin.teachers import factory as teacher_factory
 from distinit_plugin.teachers.cache import TargetStore
@@ -59,6 +62,8 @@ def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
     """
     if num_classes is None:
         num_classes = cfg.MODEL.NUM_CLASSES if needs_own_logits(cfg) else 0
+    if cfg.MODEL.MODEL_NAME == PERSON_RPN:
+        return build_person_rpn(cfg, input_spec(cfg))
     network = models.build_network(
         cfg.MODEL.MODEL_NAME,
         num_classes=0 if cfg.DETECTION.ENABLE else num_classes,
@@ -83,6 +88,8 @@ def initialize_network(cfg: CfgNode, network: Network) -> list[LoadReport]:
         UserError: The network has no 2D counterpart to be inflated from.
     """
     reports = []
+    if isinstance(network, PersonRpn) and (loaded := load_person_rpn(cfg, network)) is not None:
+        reports.append(loaded)
     trunk: Network = network.backbone if isinstance(network, RoiNetwork) else network
     if cfg.INIT.INFLATE_FROM:
         with naming("INIT.INFLATE_FROM"):
@@ -221,6 +228,8 @@ def build_objective(cfg: CfgNode, student: Network, teachers: Mapping[str, Netwo
             if cfg.DETECTION.ENABLE
             else [Term(name="action", student_layer="logits", loss=loss, weight=cfg.ACTION.LOSS_WEIGHT)]
         )
+    if isinstance(student, PersonRpn):
+        terms.append(proposal_term(PROPOSAL_LOSS))
     for name, teacher in teachers.items():
         entry = cfg.DISTILL.TEACHERS[name]
         student_layer = entry.STUDENT_LAYER or _default_student_layer(entry, student)

@@ -48,6 +48,28 @@ def positive(word: str) -> float:
     return value
 
 
+def number(word: str) -> float:
+    """The type of a flag that takes any finite number."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number")
+    return value
+
+
+def probability(word: str) -> float:
+    """The type of a flag that takes a number from 0 to 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number from 0 to 1")
+    return value
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Declare ``--cfg`` and ``--opts`` (also plain trailing ``KEY VALUE`` pairs)."""
     parser.add_argument(

@@ -85,6 +85,7 @@ _C.MODEL = CfgNode()
 _C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
 _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is built where no term reads it
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
+_C.MODEL.FROZEN_BN = False  # batch normalisation keeps the statistics of the weights that the training starts from
 
 _C.RESNET = CfgNode()
 _C.RESNET.DEPTH = 18  # layers of Res3D, R2Plus1D, Res2D: 10, 18, 34, 50, 101, 152; the first two: 16, 26 as well
@@ -260,6 +261,20 @@ _C.ROI.SCORE_FLOOR = 0.0  # test: detections below are left out, [0, 1)
 _C.ROI.NMS = 0.6  # test of proposals: of two boxes of one action that overlap more, the better one stays; 1: both
 _C.ROI.MAX_DETECTIONS = 100  # test: best detections (box × action) of a keyframe that are kept; 0: all
 _C.ROI.EVALUATOR = "official"  # rules of frame-mAP: "official"; "pyslowfast" or "mmaction2" as those count
+
+_C.RPN = CfgNode()  # region proposals of persons: MODEL.MODEL_NAME PersonRpn (distinit train-rpn), or ROI.PROPOSALS
+_C.RPN.ARCH = "resnet50_fpn"  # trunk: resnet18, resnet50 (a map of stride 16), resnet18_fpn, resnet50_fpn(_v2)
+_C.RPN.WEIGHTS = (
+    ""  # file of train-rpn or of a Faster R-CNN or ResNet of torchvision, or a tag (COCO_V1); empty: random
+)
+_C.RPN.FROZEN_NORM = False  # batch normalisation stays as WEIGHTS has it, statistics and all
+_C.RPN.CROP_SIZE = 224  # of the keyframe that it sees beside a student, pixels (training: the crop; test: short side)
+_C.RPN.MEAN = [0.485, 0.456, 0.406]  # per-channel mean of its input
+_C.RPN.STD = [0.229, 0.224, 0.225]  # per-channel standard deviation
+_C.RPN.ANCHOR_SIZES = [32.0, 64.0, 128.0, 256.0, 512.0]  # roots of the areas of anchors, pixels (of an "own" RPN, too)
+_C.RPN.NUM_PROPOSALS = 100  # per keyframe, at most
+_C.RPN.NMS = 0.7  # of two proposals that overlap by more the better one is kept
+_C.RPN.SCORE_FLOOR = 0.0  # least score of a proposal, [0, 1]
 
 _C.RUNNER = CfgNode()
 _C.RUNNER.CLIPS_PER_EPOCH = 0  # clips (all ranks together) that make an epoch; 0: the corpus once

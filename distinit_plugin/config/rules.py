@@ -49,6 +49,9 @@ INFLATABLE = (
 IMAGE_NETWORKS = ("Res2D",)
 """The networks of this package that are image networks themselves."""
 DISTILL_LOSSES = ("soft_cross_entropy", "kl", "mse", "cosine", FLOW_LOSS)
+PERSON_RPN = "PersonRpn"
+"""The network that finds persons in keyframes; it has no actions, and the node RPN describes it."""
+RPN_ARCHS = ("resnet18", "resnet50", "resnet18_fpn", "resnet50_fpn", "resnet50_fpn_v2")
 BOX_LOSS = "bce"
 """The loss on the actions of boxes."""
 ACTION_LOSSES = ("cross_entropy", BOX_LOSS)
@@ -165,13 +168,13 @@ def network_name() -> Rule:
     """A network of this package, a registered one, or one of another package by ``package/NAME``."""
 
     def names() -> list[str]:
-        return sorted({*NETWORKS, *(name for name, _ in MODELS)})
+        return sorted({*NETWORKS, PERSON_RPN, *(name for name, _ in MODELS)})
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
         return value in names() or (bool(slash and name) and package in ("torchvision", "pytorchvideo"))
 
-    return Rule(f"{', '.join(NETWORKS)}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
+    return Rule(f"{', '.join(NETWORKS)}, {PERSON_RPN}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
 
 
 def teacher_name() -> Rule:
@@ -329,6 +332,14 @@ RULES: dict[str, Rule] = {
     "ROI.NMS": number(above=0, most=1),
     "ROI.MAX_DETECTIONS": _FROM_ZERO,
     "ROI.EVALUATOR": one_of("official", "pyslowfast", "mmaction2"),
+    "RPN.ARCH": one_of(*RPN_ARCHS),
+    "RPN.CROP_SIZE": number(least=32, most=4096),
+    "RPN.MEAN": items(number(), 3),
+    "RPN.STD": items(number(above=0), 3),
+    "RPN.ANCHOR_SIZES": items(number(above=0), 5),
+    "RPN.NUM_PROPOSALS": _COUNT,
+    "RPN.NMS": number(above=0, most=1),
+    "RPN.SCORE_FLOOR": number(least=0, most=1),
     "RUNNER.CLIPS_PER_EPOCH": _FROM_ZERO,
     "RUNNER.SCHEDULE_UNIT": one_of("epoch", "step"),
     "RUNNER.ACCUMULATE": _COUNT,

@@ -11,6 +11,7 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.paths import path_problems
 from distinit_plugin.config.rules import (
     CORPUS_RULES,
+    PERSON_RPN,
     RULES,
     TEACHER_RULES,
     TWO_STREAM_NETWORKS,
@@ -23,6 +24,7 @@ from distinit_plugin.config.validate_networks import (
     head_problems,
     inflation_problems,
     layer_problems,
+    norm_problems,
     part_problems,
     student_problems,
 )
@@ -281,6 +283,8 @@ def _purpose(cfg: CfgNode) -> Problems:
     active = {name: entry for name, entry in cfg.DISTILL.TEACHERS.items() if entry.LOSS_WEIGHT > 0}
     if not (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE):
         yield "TRAIN.ENABLE: False, and TEST.ENABLE is False too, so there is nothing to do. Set one of them True."
+    if cfg.MODEL.MODEL_NAME == PERSON_RPN:  # detection_problems speaks of it
+        return
     if cfg.TRAIN.ENABLE and not active and cfg.ACTION.LOSS_WEIGHT == 0:
         yield (
             "DISTILL.TEACHERS: no teacher with LOSS_WEIGHT > 0, and ACTION.LOSS_WEIGHT is 0, so there is nothing to "
@@ -348,14 +352,15 @@ _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (student_problems, ("MODEL.", "RESNET.", "NETWORK.")),
     (flow_problems, ("FLOW.",)),
     (layer_problems, ("MODEL.", "NETWORK.", "RUNNER.", "NUM_GPUS", "TRAIN.ENABLE", "BN.NORM_TYPE")),
+    (norm_problems, ("MODEL.FROZEN_BN", "BN.", "INIT.", "TRAIN.")),
     (_initialisation, ("MODEL.", "INIT.", "ACTION.", "NETWORK.AFFINE_NORM", "TRAIN.CHECKPOINT_FILE_PATH")),
     (head_problems, ("INIT.TRAINABLE", "ACTION.", "DISTILL.")),
-    (_purpose, ("TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
+    (_purpose, ("MODEL.MODEL_NAME", "TRAIN.ENABLE", "TEST.ENABLE", "ACTION.", "DISTILL.")),
     (_corpora, ("CORPUS.", "ACTION.", "TRAIN.ENABLE", "TEST.ENABLE", "DATA.PATH_TO_DATA_DIR")),
     (teacher_problems, ("DISTILL.TEACHERS", "MODEL.NUM_CLASSES", "DATA.NUM_FRAMES", "SOLVER.MAX_EPOCH")),
     (gate_problems, ("DISTILL.",)),
     (keyframe_problems, (*KEYFRAME_KEYS, "ROI.PROPOSALS", "DISTILL.")),
-    (detection_problems, ("DETECTION.", "ROI.", "ACTION.", "DISTILL.")),
+    (detection_problems, ("MODEL.MODEL_NAME", "DETECTION.", "ROI.", "RPN.", "ACTION.", "DISTILL.")),
     (grid_problems, ("DISTILL.", "DATA.")),
 )
 """Each rule over several keys, with the (starts of) keys that must be right alone before it is asked."""

@@ -34,6 +34,24 @@ def layer_problems(cfg: CfgNode) -> Problems:
         )
 
 
+def norm_problems(cfg: CfgNode) -> Problems:
+    """Statistics that are kept, of weights that have none or beside others that are computed."""
+    if not (cfg.MODEL.FROZEN_BN and cfg.TRAIN.ENABLE):
+        return
+    init = cfg.INIT
+    if not any((cfg.TRAIN.CHECKPOINT_FILE_PATH, init.INFLATE_FROM, init.STREAM_WEIGHTS, init.FLOW_NET_WEIGHTS)):
+        yield (
+            "MODEL.FROZEN_BN: True, but the training starts from random weights, whose normalisation has to learn. Set "
+            "it False, or name a TRAIN.CHECKPOINT_FILE_PATH."
+        )
+    for key, on in (("USE_PRECISE_STATS", cfg.BN.USE_PRECISE_STATS), ("NORM_TYPE", cfg.BN.NORM_TYPE != "batchnorm")):
+        if on:
+            yield (
+                f"BN.{key}: {cfg.BN[key]} is about statistics of the training's clips, and MODEL.FROZEN_BN True keeps "
+                "those of the weights. Set one of the two to its default."
+            )
+
+
 def inflation_problems(cfg: CfgNode) -> Problems:
     """An image network that cannot become this network, or has no weights."""
     name, source, weights = cfg.MODEL.MODEL_NAME, cfg.INIT.INFLATE_FROM, cfg.INIT.INFLATE_WEIGHTS

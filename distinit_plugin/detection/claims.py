@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+import math
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ MIN_IOU = 0.5
 
 _PAIRS_AT_ONCE = 1_000_000
 """Pairs of a detection and a ground-truth box that are compared at once."""
+
+_KEYFRAMES_AT_ONCE = 2_000
+"""Keyframes with equal scores whose rows are Python objects at once."""
 
 
 class Rows(NamedTuple):
@@ -84,18 +88,29 @@ def _settle_ties(order: Ints, rows: Rows, keyframe: Ints, capacity: int) -> None
     tied = (keyframe[1:] == keyframe[:-1]) & (scores[1:] == scores[:-1])
     if capacity:
         tied &= _places_within(keyframe)[:-1] < capacity
-    for group in np.unique(keyframe[:-1][tied]):
-        start, end = np.searchsorted(keyframe, [group, group + 1])
-        places = np.sort(order[start:end])
-        part = rows.take(places)
-        columns = (part.scores, part.action, *part.boxes[:, [1, 0, 3, 2]].T)
-        entries = list(zip(*(column.tolist() for column in columns), strict=True))
-        heap = _heaped(entries, capacity)
-        heap.sort(key=lambda entry: -entry[0])
-        place = defaultdict(list)  # equal rows are interchangeable, and must be equal to the heap, too
-        for entry, number in zip(entries, places.tolist(), strict=True):
-            place[entry].append(number)
-        order[start : start + len(heap)] = [place[entry].pop() for entry in heap]
+    bounds = np.append(np.flatnonzero(np.diff(keyframe, prepend=-1)), len(keyframe))
+    unsettled = np.unique(np.searchsorted(bounds, np.flatnonzero(tied), side="right") - 1)
+    for some in np.array_split(unsettled, math.ceil(len(unsettled) / _KEYFRAMES_AT_ONCE)) if len(unsettled) else ():
+        _settle(order, rows, bounds[some], bounds[some + 1], capacity)
+
+
+def _settle(order: Ints, rows: Rows, starts: Ints, ends: Ints, capacity: int) -> None:
+    """The same for the parts of ``order`` that keyframes with ties have."""
+    sizes = ends - starts
+    firsts = np.cumsum(sizes) - sizes
+    spots = np.arange(int(sizes.sum())) + np.repeat(starts - firsts, sizes)
+    keyframe = np.repeat(np.arange(len(sizes)), sizes)
+    places = order[spots][np.lexsort((order[spots], keyframe))]  # each keyframe's rows in the table's order
+    part = rows.take(places)
+    columns = (part.scores, part.action, *part.boxes[:, [1, 0, 3, 2]].T)
+    entries = list(zip(*(column.tolist() for column in columns), strict=True))
+    numbers = places.tolist()
+    for start, first, size in zip(starts.tolist(), firsts.tolist(), sizes.tolist(), strict=True):
+        own = entries[first : first + size]
+        heap = _heaped(own, capacity)
+        heap.sort(key=itemgetter(0), reverse=True)
+        place = dict(zip(own, numbers[first : first + size], strict=True))  # of equal rows, any serves
+        order[start : start + len(heap)] = [place[entry] for entry in heap]
 
 
 def _heaped(entries: list[tuple[Any, ...]], capacity: int) -> list[tuple[Any, ...]]:

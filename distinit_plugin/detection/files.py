@@ -110,10 +110,10 @@ def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
     return excluded
 
 
-_PAIR = re.compile(r'(\w+)\s*:\s*(?:"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s{}"\']+))')
-_BLOCK = re.compile(r"\w+\s*:?\s*\{((?:[^{}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')*)\}")
+_PAIR = re.compile(r'(?<!\w)(\w{1,40})\s*:\s*(?:"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s{}"\']+))')
+_BLOCK = re.compile(r"(?<!\w)\w{1,40}\s*:?\s*\{((?:[^{}\"']|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')*)\}")
 _COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
-_MAX_MAP = 10 * 2**20
+_MAX_MAP = 2**20
 
 
 def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
@@ -139,17 +139,21 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
     names: dict[int, str] = {}
     rest = 0
     for block in _BLOCK.finditer(text):
-        line = text.count("\n", 0, block.start()) + 1
-        if text[rest : block.start()].strip():
-            problems.add(line, f"something stands before it: {shown(text[rest : block.start()].strip())}")
+        if between := text[rest : block.start()].strip():
+            problems.add(_line(text, rest), f"{shown(between)} is no whole block")
         rest = block.end()
-        _add_label(dict(_pairs(block[1])), names, line, problems)
+        _add_label(dict(_pairs(block[1])), names, _line(text, block.start()), problems)
     if text[rest:].strip():
-        problems.add(text.count("\n", 0, rest) + 1, f"{shown(text[rest:].strip())} is no whole block")
+        problems.add(_line(text, rest), f"{shown(text[rest:].strip())} is no whole block")
     problems.raise_if_any()
     if not names:
         raise source.error(f"{path} names no action. {allowed}")
     return names
+
+
+def _line(text: str, place: int) -> int:
+    """The line of the first character from ``place`` on that is no space; the first line is 1."""
+    return text.count("\n", 0, place + len(text[place:]) - len(text[place:].lstrip())) + 1
 
 
 def _pairs(block: str) -> Iterator[tuple[str, str]]:

@@ -105,22 +105,21 @@ def frame_map(
     of_counted = keyframes.truth[counted]
     target = _rows(truth, keyframes.truth, ids, counted)
     target = target.take(truth_order(target, truth, counted, rules))
-    is_excluded = keyframes.marked(keyframes.excluded)
+    is_evaluated: Mask = ~keyframes.marked(keyframes.excluded)
     is_known = keyframes.marked(*([of_counted] if rules.rows_make_keyframes else [keyframes.truth, keyframes.empty]))
-    inside: Mask = np.logical_not(is_excluded[target.keyframe])
+    inside = is_evaluated[target.keyframe]
     num_truth = np.bincount(target.action[inside | rules.excluded_stay], minlength=len(ids))
 
     named = np.isin(detections.actions, ids)
     first = keyframes.first_places(of_counted if rules.rows_make_keyframes else keyframes.detections[named])
-    rows, ignored = _kept(detections, keyframes, ids, named, is_known | rules.unknown_count, is_excluded)
+    rows, ignored = _kept(detections, keyframes, ids, named, is_known | rules.unknown_count, is_evaluated)
     order, beyond = claim_order(rows, first, rules)
     rows, target = _rounded(rows.take(order), rules), _rounded(target.take(inside), rules)
-    start, end = rows.boxes[:, :2], rows.boxes[:, 2:]
-    valid = ((end >= start) if rules.flat_count else (end > start)).all(1) & np.isfinite(rows.boxes).all(1)
+    valid = _valid(rows.boxes, rules)
     rows = rows.take(valid)
     right = are_right(rows, target)
     counts = Counts(
-        keyframes=int((is_known & ~is_excluded).sum()),
+        keyframes=int((is_known & is_evaluated).sum()),
         truth=int(num_truth.sum()),
         detections=len(right),
         right=int(right.sum()),
@@ -194,10 +193,10 @@ def _rows(table: BoxTable, keyframe: Ints, ids: Ints, chosen: Mask) -> Rows:
 
 
 def _kept(
-    detections: BoxTable, keyframes: _Keyframes, ids: Ints, named: Mask, is_known: Mask, is_excluded: Mask
+    detections: BoxTable, keyframes: _Keyframes, ids: Ints, named: Mask, is_known: Mask, is_evaluated: Mask
 ) -> tuple[Rows, dict[str, int]]:
     """The detections that may count, and how many do not, by reason."""
-    inside = ~is_excluded[keyframes.detections]
+    inside = is_evaluated[keyframes.detections]
     known = is_known[keyframes.detections]
     finite = np.isfinite(detections.scores)
     ignored = {
@@ -207,6 +206,13 @@ def _kept(
         "invalid": int((named & inside & known & ~finite).sum()),
     }
     return _rows(detections, keyframes.detections, ids, named & inside & known & finite), ignored
+
+
+def _valid(boxes: Floats, rules: Variant) -> Mask:
+    """(n,) whether each detection is one."""
+    start, end = boxes[:, :2], boxes[:, 2:]
+    has_sides = (end >= start) if rules.flat_count else (end > start)
+    return np.asarray((has_sides & np.isfinite(start) & np.isfinite(end)).all(axis=1))
 
 
 def _rounded(rows: Rows, rules: Variant) -> Rows:

@@ -23,6 +23,7 @@ from distinit_plugin.detection.results import Detections, Selection, select
 from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.evaluate import Finish, evaluation_mode
+from distinit_plugin.engine.refinement import Corrected, Refinement
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.types import BOXES, BadVideo, Batch, ModelOutput
@@ -58,6 +59,7 @@ class BoxEvaluation:
         num_seen: Of them, those that could be read.
         num_videos: Videos that they are of.
         bad: Files that could not be, with the reason.
+        corrected: What corrections of proposals are worth, where they are learned.
     """
 
     result: FrameMap
@@ -67,6 +69,7 @@ class BoxEvaluation:
     num_seen: int
     num_videos: int
     bad: list[BadVideo]
+    corrected: Corrected | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Everything in numbers, ready for JSON: APs are fractions, ``None`` where there is no ground truth."""
@@ -80,6 +83,7 @@ class BoxEvaluation:
             "per_class": {name: _number(value) for name, value in result.ap.items()},
             "num_truth": result.num_truth,
             "counts": result.counts.to_dict(),
+            "corrections": None if self.corrected is None else self.corrected.metrics(),
             "bad": [{"path": path, "reason": reason} for path, reason in self.bad],
         }
 
@@ -103,6 +107,7 @@ def detect(
     given: Callable[[int], Boxes] | None,
     selection: Selection,
     device: torch.device,
+    refinement: Refinement | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     gather_objects: Callable[[Any], list[Any]] = distributed.gather_objects,
 ) -> KeyframeScores:
@@ -117,6 +122,7 @@ def detect(
             network proposes boxes itself.
         selection: Which detections are kept.
         device: Where the network is.
+        refinement: Gets the boxes that the network proposes, and corrects.
         autocast: Context of the forward pass.
         gather_objects: The objects of all ranks.
 
@@ -129,7 +135,7 @@ def detect(
         for batch in batches:
             bad.update(batch["bad"])
             if batch["keys"]:
-                parts |= dict(_of_batch(network, batch, finish(batch), given, selection, device, autocast))
+                parts |= dict(_of_batch(network, batch, finish(batch), given, selection, device, refinement, autocast))
     seen = np.zeros(num_keyframes, dtype=bool)
     rows: dict[int, Detections] = {}
     for numbers, joined, others in gather_objects((list(parts), Detections.joined(parts.values()), bad)):
@@ -155,6 +161,7 @@ def _of_batch(
     given: Callable[[int], Boxes] | None,
     selection: Selection,
     device: torch.device,
+    refinement: Refinement | None,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[int, Detections]]:
     """Number of each keyframe of a batch → its detections."""
@@ -171,10 +178,13 @@ def _of_batch(
         )
     found = output.boxes[:, 1:] if output.offsets is None else decode(output.boxes[:, 1:], output.offsets.float())
     found, clips = found.double().cpu(), output.boxes[:, 0].long().cpu()
+    proposed = output.boxes[:, 1:].double().cpu()
     for number, (key, region) in enumerate(zip(batch["keys"], batch["regions"], strict=True)):
         own = (clips == number).nonzero().flatten()
         fractions = (
             clip_boxes(to_fractions(found[own].numpy(), region), 1.0, 1.0) if given is None else given(key.index)
         )
         assert len(fractions) == len(own), (len(fractions), len(own), key)
+        if refinement is not None:
+            refinement.add(key.index, to_fractions(proposed[own].numpy(), region), fractions)
         yield key.index, select(key.index, fractions, scores[own], selection)

@@ -39,6 +39,7 @@ class TrainOptions:
         clip_value: Clip each gradient entry to ± this; 0: off.
         clip_norm: Clip the global gradient norm to this; 0: off.
         frozen_trunk: Modules without trainable parameters stay in eval mode (BN statistics included).
+        frozen_norm: Batch normalisation keeps the statistics that it has.
         corpus_size: Videos of the training corpora, for ``max_bad_fraction``.
         max_bad_fraction: The run stops when more of the corpus than this is bad.
     """
@@ -50,6 +51,7 @@ class TrainOptions:
     clip_value: float = 0.0
     clip_norm: float = 0.0
     frozen_trunk: bool = False
+    frozen_norm: bool = False
     corpus_size: int = 0
     max_bad_fraction: float = 1.0
 
@@ -214,7 +216,7 @@ class Trainer:
     @contextmanager
     def open_epoch(self) -> Iterator[Iterator[Batch]]:
         """The micro-batches of the current epoch from the current step on, with the objective in training mode."""
-        set_train_mode(self.state.objective.trainable, self.options.frozen_trunk)
+        set_train_mode(self.state.objective.trainable, self.options.frozen_trunk, self.options.frozen_norm)
         self.restart_clock()
         batches = iter(self._train_batches(self.state.epoch, self.state.step_in_epoch))
         try:

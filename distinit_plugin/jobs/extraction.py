@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -20,8 +20,9 @@ from rich.console import Console
 from torch import Tensor
 
 from distinit_plugin.data.windows import SlidingWindows, Spacing
-from distinit_plugin.engine.evaluate import evaluation_mode
+from distinit_plugin.engine.evaluate import Finish, evaluation_mode
 from distinit_plugin.engine.features import POOLED, import_parquet, outputs_of, row_type, rows_of, write_rows
+from distinit_plugin.engine.progress import Advance
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_text
 from distinit_plugin.jobs.session import Session, example_views, open_session
@@ -93,9 +94,9 @@ def extract(
         network = trained.network()
         names = _check_layers(trained, network, layers)
         specs = dict(network.view_specs("test"))
-        _check_views(checkpoint, network)
+        check_windows(checkpoint, network)
         session.check_convolutions(network, specs)
-        _settle(output, _settings(session, network, names, spacing, fmt))
+        settle(output, _settings(session, network, names, spacing, fmt))
         job = _Job(session, network, names, spacing, fmt, batch_size or trained.cfg.TEST.BATCH_SIZE, timeout)
         result = Extraction()
         videos = list(dict.fromkeys(map(os.path.abspath, paths)))
@@ -155,19 +156,30 @@ class _Job:
         with open_video(path, timeout=self._timeout) as source:
             windows = SlidingWindows(source, self._specs, self._spacing, test_scale=self._session.cfg.CORPUS.TEST_SCALE)
             with self._session.progress.work(title, len(windows)) as advance:
-
-                def batches() -> Iterator[tuple[list[float], list[float], dict[str, Tensor]]]:
-                    done, stream = 0, iter(windows)
-                    while part := list(islice(stream, self._batch_size)):
-                        views = {name: torch.stack([window.views[name] for window in part]) for name in part[0].views}
-                        batch: Batch = {"views": views, "keys": [], "paths": [], "targets": {}, "bad": []}
-                        yield [window.start for window in part], [window.end for window in part], self._finish(batch)
-                        done += len(part)
-                        advance(done)
-
+                batches = window_batches(windows, self._batch_size, self._finish, advance)
                 autocast = self._session.precision.autocast
-                rows = rows_of(self._module, batches(), self._names, self._dtype, autocast=autocast)
+                rows = rows_of(self._module, batches, self._names, self._dtype, autocast=autocast)
                 write_rows(target, self._fmt, rows, len(windows), self._dtype)
+
+
+def window_batches(
+    windows: SlidingWindows, batch_size: int, finish: Finish, advance: Advance
+) -> Iterator[tuple[list[float], list[float], Mapping[str, Tensor]]]:
+    """Starts, ends (seconds) and normalised views of some windows at a time.
+
+    Args:
+        windows: Of one open video.
+        batch_size: Windows at a time.
+        finish: Makes the views on the device.
+        advance: Told the number of windows that are done.
+    """
+    done, stream = 0, iter(windows)
+    while part := list(islice(stream, batch_size)):
+        views = {name: torch.stack([window.views[name] for window in part]) for name in part[0].views}
+        batch: Batch = {"views": views, "keys": [], "paths": [], "targets": {}, "bad": []}
+        yield [window.start for window in part], [window.end for window in part], finish(batch)
+        done += len(part)
+        advance(done)
 
 
 def _check_layers(trained: Trained, network: Network, layers: Sequence[str]) -> list[str]:
@@ -183,7 +195,12 @@ def _check_layers(trained: Trained, network: Network, layers: Sequence[str]) -> 
     return list(dict.fromkeys(layers))
 
 
-def _check_views(checkpoint: str, network: Network) -> None:
+def check_windows(checkpoint: str, network: Network) -> None:
+    """Refuse a network that has no windows.
+
+    Raises:
+        UserError: It sees whole videos.
+    """
     if any(spec.num_frames is None for spec in network.view_specs("test").values()):
         raise UserError(f"{checkpoint} sees whole videos at once, so there are no windows: use distinit predict.")
 
@@ -209,25 +226,30 @@ def _settings(session: Session, network: Network, names: list[str], spacing: Spa
     }
 
 
-def _settle(output: Path, settings: dict[str, str]) -> None:
+def settle(output: Path, settings: Mapping[str, str], what: str = "features") -> None:
     """Note the settings of a new folder; refuse a folder of others.
+
+    Args:
+        output: The folder.
+        settings: What its files depend on, in words.
+        what: Its files.
 
     Raises:
         UserError: It is, or it cannot be written.
     """
     path = output / SETTINGS_FILE
     if not path.is_file():
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_text(path, json.dumps(dict(settings), indent=2) + "\n")
         return
     try:
         known: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {str(key): str(value) for key, value in known.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not readable as settings of features ({error}). Name another --output.") from error
+        raise UserError(f"{path} is not readable as settings of {what} ({error}). Name another --output.") from error
     differing = [key for key in settings if known.get(key) != settings[key]]
     if differing:
         told = "; ".join(f"{key}: {known.get(key, 'not known')} there, {settings[key]} now" for key in differing)
-        raise UserError(f"the features in {output} were made otherwise ({told}). Name another --output.")
+        raise UserError(f"the {what} in {output} were made otherwise ({told}). Name another --output.")
 
 
 def _write_table(output: Path, result: Extraction) -> None:

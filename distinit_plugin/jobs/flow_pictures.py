@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import av
 import numpy as np
-from av.video.stream import VideoStream
 
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_file
@@ -22,13 +19,12 @@ from distinit_plugin.flow.source import FlowSource
 from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.flow.writing import check_device
 from distinit_plugin.video.decode import open_video
+from distinit_plugin.video.encode import write_mp4
 from distinit_plugin.video.guard import check_size
 from distinit_plugin.video.source import FrameSource
 
 _SAMPLE = 8
 """Flows that tell the length of the full colour of a video."""
-
-_ENCODER = {"crf": "18", "preset": "veryfast"}
 
 
 def show_flow(
@@ -111,8 +107,13 @@ def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: flo
     else:
         sample = np.unique(np.linspace(0, max(count - 2, 0), _SAMPLE).astype(int)).tolist()
         full = largest or large_length([shown.at(place)[1] for place in sample])
-        pictures = (np.concatenate([frame, colour_flow(flow, full)], axis=1) for frame, flow in shown.all())
-        write_file(output, lambda target: _encode(pictures, shown.rate, target))
+        write_mp4(
+            output,
+            (
+                (number / shown.rate, np.concatenate([frame, colour_flow(flow, full)], axis=1))
+                for number, (frame, flow) in enumerate(shown.all())
+            ),
+        )
     print(f"wrote {output} (full colour: {full:.3g} px)")
 
 
@@ -124,7 +125,7 @@ class _Shown:
         self.numbers = source.index.timeline(fps)
         seconds = float(source.index.seconds[-1] - source.index.seconds[0])
         own = (source.index.num_frames - 1) / seconds if seconds > 0 else 25.0
-        self.rate = Fraction(min(max(fps or own, 1.0), 120.0)).limit_denominator(1000)
+        self.rate = min(max(fps or own, 1.0), 120.0)
 
     def at(self, place: int) -> tuple[Picture, Flow]:
         """Frame (H,W,3) and flow (H,W,2) of a place."""
@@ -186,17 +187,3 @@ class _Live(_Shown):
         assert before is not None
         alone, still = self._pair(before, before)
         yield alone, still if last is None else last
-
-
-def _encode(pictures: Iterable[Picture], rate: Fraction, target: BinaryIO) -> None:
-    with av.open(target, "w", format="mp4") as container:
-        stream: VideoStream | None = None
-        for picture in pictures:
-            height, width = (side - side % 2 for side in picture.shape[:2])
-            if stream is None:
-                stream = container.add_stream("libx264", rate=rate, options=dict(_ENCODER))
-                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            even = np.ascontiguousarray(picture[:height, :width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-        assert stream is not None
-        container.mux(stream.encode())

@@ -8,6 +8,7 @@ from distinit_plugin import build
 from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.detect import BoxEvaluation, detect
+from distinit_plugin.engine.refinement import Refinement
 from distinit_plugin.jobs.session import Session
 from distinit_plugin.jobs.testing import RESULTS_FOLDER, weights_to_test
 from distinit_plugin.types import Network, Split
@@ -54,6 +55,7 @@ def evaluate_keyframes(
     judge = judge or build.build_judge(cfg, split)
     dataset = build.build_dataset(cfg, keyframes, build.view_specs(network, {}, split), split)
     loader = build.build_test_loader(cfg, dataset, progress=session.progress)
+    refinement = _refinement(keyframes, judge) if cfg.ROI.REFINE_BOXES else None
     with session.read(loader, split) as batches:
         found = detect(
             session.place(network),
@@ -63,9 +65,13 @@ def evaluate_keyframes(
             given=keyframes.boxes if cfg.ROI.PROPOSALS == "given" else None,
             selection=build.build_selection(cfg),
             device=session.device,
+            refinement=refinement,
             autocast=session.precision.autocast,
         )
     table = found.detections.table(keyframes.videos, keyframes.video, keyframes.seconds)
+    corrected = None if refinement is None else refinement.conclude()
+    if corrected is not None:
+        logger.info("%s", corrected)
     return BoxEvaluation(
         result=judge(table),
         evaluator=judge.evaluator,
@@ -74,4 +80,12 @@ def evaluate_keyframes(
         num_seen=int(found.seen.sum()),
         num_videos=keyframes.num_videos,
         bad=found.bad,
+        corrected=corrected,
     )
+
+
+def _refinement(keyframes: Keyframes, judge: build.Judge) -> Refinement:
+    """Compares proposals with the annotated boxes of the same keyframes."""
+    moments = [keyframes.moment(number) for number in range(len(keyframes))]
+    annotated = Keyframes(keyframes.name, moments, judge.truth, keyframes.sources, has_actions=False)
+    return Refinement(annotated.boxes)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.rules import PERSON_RPN
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.detect import BoxEvaluation
@@ -22,6 +23,7 @@ from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.keyframes import test_keyframes_in_session
 from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.preflight import check_job
+from distinit_plugin.jobs.proposals import test_proposals_in_session
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
@@ -42,11 +44,13 @@ class RunResult:
         training: How the training ended.
         evaluation: The test of whole clips.
         boxes: The test of persons' boxes in keyframes, in its place with DETECTION.ENABLE.
+        proposals: The test of a network that finds persons, see ``engine.propose``.
     """
 
     training: TrainResult | None
     evaluation: Evaluation | None
     boxes: BoxEvaluation | None = None
+    proposals: dict[str, float] | None = None
 
 
 def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
@@ -81,15 +85,17 @@ def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console 
             training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
             tests = cfg.TEST.ENABLE and _can_test(cfg)
             evaluation = test_in_session(session) if tests and not cfg.DETECTION.ENABLE else None
-            boxes = test_keyframes_in_session(session) if tests and cfg.DETECTION.ENABLE else None
-            result = RunResult(training, evaluation, boxes)
+            finds = cfg.MODEL.MODEL_NAME == PERSON_RPN
+            boxes = test_keyframes_in_session(session) if tests and cfg.DETECTION.ENABLE and not finds else None
+            proposals = test_proposals_in_session(session) if tests and finds else None
+            result = RunResult(training, evaluation, boxes, proposals)
             _show(session, result)
     return result
 
 
 def _can_test(cfg: CfgNode) -> bool:
     """A pre-training without labels has nothing to test; a test that stands alone must be possible."""
-    if needs_own_logits(cfg) and has_corpus(cfg, "test"):
+    if (needs_own_logits(cfg) or cfg.MODEL.MODEL_NAME == PERSON_RPN) and has_corpus(cfg, "test"):
         return True
     if not cfg.TRAIN.ENABLE:
         raise UserError(
@@ -128,6 +134,10 @@ def _show(session: Session, result: RunResult) -> None:
         title = f"{metrics['num_keyframes']} test keyframes, {metrics['evaluator']} rules, %"
         session.log.console.print(terminal_table([row], title=title, first="run"))
         session.log.console.print(_class_table(metrics["per_class"], "AP"))
+    if result.proposals is not None:
+        shares = {name: value for name, value in result.proposals.items() if name not in ("loss", "proposals")}
+        title = f"annotated persons that {result.proposals['proposals']:.0f} proposals per keyframe find, %"
+        session.log.console.print(terminal_table([Row(session.output_dir.name, shares)], title=title, first="run"))
 
 
 def _class_table(per_class: dict[str, float | None], value: str = "top-1") -> Table:

@@ -62,16 +62,20 @@ class Trained:
         return network
 
 
-def read_trained(checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collection[str] = ()) -> Trained:
+def read_trained(
+    checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collection[str] = (), boxes: bool = False
+) -> Trained:
     """Read what a file says about its network; what it does not say is assumed, in one line on standard error.
 
     Args:
         checkpoint: A file that ``distinit run``, ``distinit probe`` or ``distinit convert-weights`` wrote.
         opts: ``KEY VALUE …`` of :data:`INPUT_KEYS` and :data:`FURTHER_KEYS` instead of what the file says.
         more_keys: Keys that are allowed, too.
+        boxes: The caller takes networks that see boxes in keyframes.
 
     Raises:
-        UserError: The file is unreadable or of another program, or a key or value is not allowed.
+        UserError: The file is unreadable or of another program, a key or value is not allowed, or the network sees
+            boxes and the caller does not take such a one.
     """
     keys = (*INPUT_KEYS, *FURTHER_KEYS, *more_keys)
     for key in opts[0::2]:
@@ -82,6 +86,11 @@ def read_trained(checkpoint: str, opts: Sequence[str] = (), *, more_keys: Collec
     if not isinstance(text, str) or (own is None and converted is None):
         raise UserError(f"{checkpoint} does not say what its network is and how to feed it. {ADVICE}")
     cfg, _ = parse_cfg(text, f"the configuration in {checkpoint}", check=False)
+    if cfg.DETECTION.ENABLE and not boxes:
+        raise UserError(
+            f"{checkpoint} holds a network of boxes in keyframes ({cfg.MODEL.MODEL_NAME} with DETECTION.ENABLE), and "
+            "this takes one of whole clips. distinit demo shows what it sees in a video, distinit run tests it."
+        )
     cfg.defrost()
     assumed: list[str] = []
     if converted is None:

@@ -15,6 +15,7 @@ from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.records import Records
 from distinit_plugin.data.sampler import ClipSampler
+from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.engine import distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.modes import set_train_mode
@@ -26,6 +27,7 @@ from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.keyframes import evaluate_keyframes
+from distinit_plugin.jobs.proposals import measure_proposals
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
 from distinit_plugin.jobs.testing import evaluate_corpus
@@ -164,6 +166,7 @@ def train_options(cfg: CfgNode, videos: Records) -> TrainOptions:
         clip_value=cfg.SOLVER.CLIP_GRAD_VAL,
         clip_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
         frozen_trunk=cfg.INIT.TRAINABLE != "all",
+        frozen_norm=cfg.MODEL.FROZEN_BN,
         corpus_size=videos.num_videos,
         max_bad_fraction=cfg.CORPUS.MAX_BAD_FRACTION,
     )
@@ -222,6 +225,15 @@ def _validation(
     cfg = session.cfg
     if not build.has_corpus(cfg, "val"):
         return None
+    if isinstance(student, PersonRpn):
+
+        def proposals() -> dict[str, float]:
+            distributed.share_buffers(objective.trainable)
+            figures = measure_proposals(session, student, "val")
+            session.refuse_bad_corpus(session.corpora.of("val").num_videos, "val")
+            return figures
+
+        return proposals
     if cfg.DETECTION.ENABLE:
         return _keyframe_validation(session, objective, student)
     if build.needs_own_logits(cfg) and not teachers:
@@ -251,9 +263,7 @@ def _validation(
     return terms
 
 
-def _keyframe_validation(
-    session: Session, objective: Objective, student: Network
-) -> Callable[[], Mapping[str, float]]:
+def _keyframe_validation(session: Session, objective: Objective, student: Network) -> Callable[[], Mapping[str, float]]:
     """Frame-mAP; the files are read now, so that nothing is wrong with them after an epoch."""
     judge = build.build_judge(session.cfg, "val")
 
