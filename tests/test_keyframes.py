@@ -10,7 +10,6 @@ from distinit_plugin.detection.keyframes import Choice, Keyframes, Moment, evalu
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.errors import UserError
 
-
 ALL = Choice()
 
 
@@ -136,7 +135,7 @@ def test_predicted_boxes_take_the_actions_of_those_they_overlap(least_iou):
         expected += [(video, second, box, action, score) for action in found]
     made = rows_of(label_by_overlap(table(*predicted), table(*truth), least_iou))
     assert sorted(made) == sorted(expected)
-    assert 10 < len(made)
+    assert len(made) > 10
     assert made != rows_of(table(*predicted))
 
 
@@ -192,7 +191,9 @@ def test_keyframes_of_a_test():
 
 def test_no_box_at_all_is_a_clear_error():
     boxes = table(("a", 904.0, BOX, NO_ACTION, 0.4), ("a", 905.0, BOX, NO_ACTION, 0.6))
-    with pytest.raises(UserError, match=r"val.csv: no keyframe is left.*2 rows, 0 with a score of at least 0.9 \(AVA.DET"):
+    with pytest.raises(
+        UserError, match=r"val.csv: no keyframe is left.*2 rows, 0 with a score of at least 0.9 \(AVA.DET"
+    ):
         evaluated_keyframes("val.csv", boxes, Anywhere(), choice=ALL, boxes="predicted", least_score=0.9)
     with pytest.raises(UserError, match=r"no keyframe is left.*902 to 1798 \(KEYFRAMES.SECONDS\), divisible by 4"):
         evaluated_keyframes("val.csv", table(), Anywhere(), choice=Choice(every=4), boxes="predicted")
@@ -218,19 +219,19 @@ def test_wrong_actions_are_named():
     rows = [("a", 904.0, BOX, 3), ("a", 905.0, BOX, 81), ("a", 905.0, BOX, 1), ("b", 902.0, BOX, 90)]
     made = training_keyframes("train.csv", [table(*rows)], [], Anywhere(), choice=ALL, least_score=0)
     made.check_labels(90)
-    with pytest.raises(UserError, match=r"train.csv: 2 actions.*1 to 80\): a at 905 s has 81, b at 902 s has 90.*least 90"):
+    with pytest.raises(
+        UserError, match=r"train.csv: 2 actions.*1 to 80\): a at 905 s has 81, b at 902 s has 90.*least 90"
+    ):
         made.check_labels(80)
     with pytest.raises(UserError, match="a at 905 s has 0"):
-        training_keyframes(
-            "x", [table(("a", 905.0, BOX, 0))], [], Anywhere(), choice=ALL, least_score=0
-        ).check_labels(5)
+        training_keyframes("x", [table(("a", 905.0, BOX, 0))], [], Anywhere(), choice=ALL, least_score=0).check_labels(
+            5
+        )
 
 
 def test_videos_without_pictures_are_named():
     made = evaluated_keyframes("val", TRUTH, Anywhere("b"), choice=ALL, boxes="ground_truth")
-    assert made.notes == [
-        "1 of 2 videos are annotated but have no pictures: a. Their keyframes count as bad."
-    ]
+    assert made.notes == ["1 of 2 videos are annotated but have no pictures: a. Their keyframes count as bad."]
     with pytest.raises(UserError, match=r"no pictures of any of its 2 videos, for example none at /videos/a.mp4"):
         evaluated_keyframes("val", TRUTH, Anywhere("c"), choice=ALL, boxes="ground_truth")
 
