@@ -82,9 +82,8 @@ REGION = ViewRegion(200, 400, 0, 0, 200, 400, False, 100, 200)
 def batches(*numbers, counts=None, flip=False):
     """One batch for each tuple of keyframe numbers; given boxes are ``counts[number]`` each."""
     for group in numbers:
-        boxes = [
-            [row, 10.0 * place, 5, 50, 60] for row, n in enumerate(group) for place in range((counts or {}).get(n, 0))
-        ]
+        held = [(row, place) for row, number in enumerate(group) for place in range((counts or {}).get(number, 0))]
+        boxes = [[row, 10.0 * place, 5, 50, 60] for row, place in held]
         yield {
             "views": {},
             "keys": [SampleKey(0, number, number) for number in group],
