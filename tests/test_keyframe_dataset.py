@@ -1,5 +1,6 @@
 """Samples of keyframes: the same from videos and from frames, boxes with their pixels, bad files, batches, workers."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -221,7 +222,7 @@ def broken(persons, tmp_path):
     """A copy of the frames, of which one of the second keyframe's clip is missing and another one is damaged."""
     data = evaluated_set(persons, "lists")
     video, second = data.keyframes.moment(1)
-    shutil.copytree(persons.frames, tmp_path / "frames")
+    shutil.copytree(persons.frames, tmp_path / "frames", copy_function=os.link)
     (tmp_path / "frames" / video / f"{video}_{int(second - 900) * 30 + 1 + 3:06d}.png").unlink()
     (tmp_path / "frames" / video / f"{video}_000001.png").unlink()  # of no clip
     lists = read_frame_list(persons.frame_lists / "val.csv")

@@ -1,10 +1,12 @@
 """Which keyframes are used and which boxes they have, against loops written from the descriptions."""
 
+import csv
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from distinit_plugin.detection.files import read_truth
 from distinit_plugin.detection.joining import join, label_by_overlap, select
 from distinit_plugin.detection.keyframes import Choice, Keyframes, Moment, evaluated_keyframes, training_keyframes
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
@@ -71,7 +73,7 @@ def random_rows(rng, count, *, actions=True, videos="abc") -> list[tuple]:
     ]
 
 
-def joined_by_loop(truth, predicted, least_score):
+def joined_by_loop(truth, predicted, least_score, seconds_used=range(902, 1799)):
     """PySlowFast's ``parse_bboxes_file`` and ``get_keyframe_data``: video → second → box → actions."""
     found = defaultdict(lambda: defaultdict(dict))
     for row in truth + [row for row in predicted if row[4] >= least_score]:
@@ -83,7 +85,7 @@ def joined_by_loop(truth, predicted, least_score):
         (video, second): boxes
         for video, seconds in found.items()
         for second, boxes in seconds.items()
-        if 902 <= second <= 1798
+        if second in seconds_used
     }
 
 
@@ -107,6 +109,23 @@ def test_keyframes_are_joined_as_pyslowfast_joins_them(seed):
         assert set(np.unique(actions)) <= {0, 1}
     assert made.num_boxes == sum(map(len, expected.values()))
     assert made.has_actions
+
+
+@pytest.mark.parametrize("name", ["ava_sample.csv", "ava_boxes_thirdparty_sample.csv", "shared_small_gt.csv"])
+def test_real_annotations(assets, name):
+    rows = []
+    with open(assets / "ava" / name, newline="") as file:
+        for video, second, *cells in csv.reader(file):
+            rows.append((video, float(second), tuple(map(float, cells[:4])), int(cells[4]), 1.0))
+    made = training_keyframes(
+        name, [read_truth(assets / "ava" / name)], [], Anywhere(), choice=Choice(0, 1e6), least_score=0
+    )
+    expected = joined_by_loop(rows, [], 0, range(10**6))
+    assert [made.moment(index) for index in range(len(made))] == sorted(expected)
+    for index in range(0, len(made), 53):
+        boxes = expected[made.moment(index)]
+        assert [tuple(box) for box in made.boxes(index).tolist()] == list(boxes)
+        assert [set(np.flatnonzero(row) + 1) for row in made.actions(index, 80)] == list(boxes.values())
 
 
 def test_boxes_that_are_nearly_equal_are_two_persons():

@@ -66,9 +66,14 @@ class PersonData:
     def options(self, source: Literal["videos", "frames"] = "videos") -> list[str]:
         """``KEY VALUE`` pairs that make a configuration read the set."""
         places = ["AVA.ANNOTATION_DIR", str(self.annotations), "MODEL.NUM_CLASSES", str(len(ACTION_NAMES))]
-        if source == "videos":
-            return [*places, "KEYFRAMES.VIDEO_DIR", str(self.videos), "KEYFRAMES.VIDEO_START", str(START)]
-        return [*places, "AVA.FRAME_DIR", str(self.frames), "AVA.FRAME_LIST_DIR", str(self.frame_lists)]
+        shown = {
+            "KEYFRAMES.VIDEO_DIR": self.videos,
+            "AVA.FRAME_DIR": self.frames,
+            "AVA.FRAME_LIST_DIR": self.frame_lists,
+        }
+        for key, place in shown.items():
+            places += [key, str(place) if key.startswith("KEYFRAMES") == (source == "videos") else ""]
+        return [*places, "KEYFRAMES.VIDEO_START", str(START)]
 
     def names(self, split: Literal["train", "val"]) -> list[str]:
         """The videos of a split."""
@@ -166,7 +171,7 @@ def _extract(video: Path, folder: Path) -> None:
     with open_video(video) as reader:
         frames = reader.read(reader.index.timeline(FRAME_RATE))
     for number, frame in enumerate(frames, start=1):
-        Image.fromarray(frame).save(folder / f"{folder.name}_{number:06d}.png", compress_level=1)
+        Image.fromarray(frame).save(folder / f"{folder.name}_{number:06d}.png", compress_level=0)
 
 
 def _list_frames(data: PersonData, split: str, scenes: list[_Scene]) -> None:
