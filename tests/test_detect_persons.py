@@ -253,9 +253,9 @@ def test_wrong_detectors(tmp_path, capsys):
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="no Faster R-CNN"):
         build("fasterrcnn_resnet50_fpn", tmp_path / "a.pth")
-    saved_detector(tmp_path / "d.pth")
+    torch.save({"roi_heads.box_predictor.cls_score.weight": torch.zeros(3, 1024)}, tmp_path / "d.pth")
     with pytest.raises(WeightsError, match=r"another network|does not fit"):
-        build("fasterrcnn_resnet50_fpn", tmp_path / "d.pth")
+        build("fasterrcnn_mobilenet_v3_large_320_fpn", tmp_path / "d.pth")
     with pytest.raises(UserError, match="detectron2, which is not installed"):
         build("detectron2/COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", "")
     folder = str(tmp_path / "none")
