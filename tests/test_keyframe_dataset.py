@@ -292,6 +292,22 @@ def test_endings_of_videos(tmp_path):
     assert [found.has(name) for name in ("a", "b.c", "b", "d")] == [True, True, False, False]
 
 
+def test_frames_of_several_videos_in_one_folder(persons, tmp_path):
+    """Their numbers are the same, so that what is kept of one must not be taken for the other's."""
+    lists = read_frame_list(persons.frame_lists / "val.csv")
+    flat = {name: [os.path.basename(path) for path in paths] for name, paths in lists.items()}
+    for name, paths in lists.items():
+        for path, link in zip(paths, flat[name], strict=True):
+            os.link(persons.frames / path, tmp_path / link)
+    data, expected = evaluated_set(persons), evaluated_set(persons)
+    data.keyframes.sources = FrameFiles(tmp_path, flat)
+    moments = [data.keyframes.moment(index) for index in range(len(data))]
+    second = next(s for s in (902.0, 903.0, 904.0, 905.0) if [moment.second for moment in moments].count(s) == 2)
+    keys = [key for key, moment in zip(keys_of(data), moments, strict=True) if moment.second == second]
+    for key in keys:
+        assert_equal(data[key], expected[key])
+
+
 # -------------------------------------------------------------------------------------------------------- batches
 def test_batches_hold_keyframes_of_one_video_once():
     videos = [0] * 5 + [1] * 1 + [2] * 4

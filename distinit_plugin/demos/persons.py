@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -129,17 +130,8 @@ def make_persons(
         for number in range(count)
     ]
 
-    def make(scene: _Scene) -> None:
-        count = int((scene.seconds.stop - 1 + _AFTER - START) * FPS)
-        times = START + np.arange(count) / FPS
-        rng = np.random.default_rng([*scene.seed, 1])
-        path = data.videos / f"{scene.name}.mp4"
-        encode_h264(draw(scene.figures, times, height, width, rng), path)
-        if extract:
-            _extract(path, data.frames / scene.name)
-
     def fill() -> None:
-        make_files(make, scenes, on_progress)
+        make_files(partial(_film, data, (height, width), extract), scenes, on_progress)
         for split in ("train", "val"):
             own = [scene for scene in scenes if scene.name.startswith(split)]
             _annotate(data.annotations, split, own, height, width)
@@ -163,6 +155,15 @@ class _Scene(NamedTuple):
 def _scene(name: str, seed: list[int], num_keyframes: int, height: int, width: int) -> _Scene:
     seconds = range(FIRST_SECOND, FIRST_SECOND + num_keyframes)
     return _Scene(name, seed, seconds, cast(seconds, height, width, np.random.default_rng([*seed, 0])))
+
+
+def _film(data: PersonData, size: tuple[int, int], extract: bool, scene: _Scene) -> None:
+    """Draw, encode and perhaps extract one video."""
+    times = START + np.arange(int((scene.seconds.stop - 1 + _AFTER - START) * FPS)) / FPS
+    path = data.videos / f"{scene.name}.mp4"
+    encode_h264(draw(scene.figures, times, *size, np.random.default_rng([*scene.seed, 1])), path)
+    if extract:
+        _extract(path, data.frames / scene.name)
 
 
 def _extract(video: Path, folder: Path) -> None:
