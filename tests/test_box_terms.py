@@ -1,5 +1,7 @@
 """Losses of boxes as terms: values and gradients, exact means over what makes a step."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from distinit_plugin.types import ACTIONS, BOXES, ModelOutput, ViewSpec
 class BoxNetwork(nn.Module):
     """Rows of logits and offsets that are parameters, so that gradients are at hand."""
 
-    layers = {}
+    layers = MappingProxyType({})
     feature_dim = 4
 
     def __init__(self, rows, num_classes, boxes=None):

@@ -57,6 +57,9 @@ def test_what_is_built(name):
     assert output.logits.shape == (2, 80)
     assert {network.layers[layer].spatial_stride for layer in network.roi_layers} == {16}
     assert spec.num_frames == (50 if name.startswith("table5") else 32)
+    if name.startswith("slowfast"):  # both pathways
+        assert network.roi_layers == ("blocks.4", "blocks.4.fast")
+        assert network.roi_head.feature_dim == 2048 + 256
     terms = build.build_objective(cfg, network, {}).terms
     assert [term.name for term in terms] == ["action"]
 

@@ -82,9 +82,8 @@ REGION = ViewRegion(200, 400, 0, 0, 200, 400, False, 100, 200)
 def batches(*numbers, counts=None, flip=False):
     """One batch for each tuple of keyframe numbers; given boxes are ``counts[number]`` each."""
     for group in numbers:
-        boxes = [
-            [row, 10.0 * place, 5, 50, 60] for row, n in enumerate(group) for place in range((counts or {}).get(n, 0))
-        ]
+        held = [(row, place) for row, n in enumerate(group) for place in range((counts or {}).get(n, 0))]
+        boxes = [[row, 10.0 * place, 5, 50, 60] for row, place in held]
         yield {
             "views": {},
             "keys": [SampleKey(0, number, number) for number in group],
@@ -106,7 +105,7 @@ def run(network, read, *, number=6, given=None, **options):
 
 
 def test_given_boxes_keep_the_fractions_of_their_file():
-    """Not the pixels of the view, which are rounded to fp32; a keyframe without boxes has no rows and counts as seen."""
+    """Not the pixels of the view, which are fp32; a keyframe without boxes has no rows and counts as seen."""
     file = {0: np.array([[0.1, 0.2, 1 / 3, 0.7], [0.123456789012, 0.2, 0.9, 1.0]]), 2: np.zeros((0, 4)), 3: APART[:1]}
     counts = {number: len(boxes) for number, boxes in file.items()}
     network = Scorer()

@@ -86,9 +86,6 @@ def test_without_boxes_there_are_no_rows_but_gradients():
         ("I3D", "4F+5C", "False", [16, 32], 832 + 1024),
         ("Res3D", "", "False", [16], 512),
         ("R2Plus1D", "layer3", "False", [8], 256),
-        ("pytorchvideo/slow_r50", "", "True", [16], 2048),
-        ("pytorchvideo/slowfast_r50", "", "True", [16, 16], 2048 + 256),
-        ("pytorchvideo/slowfast_r50", "blocks.4.fast", "False", [32], 256),
     ],
 )
 def test_any_backbone_has_a_head(name, layer, dilated, strides, features):
@@ -108,7 +105,6 @@ def test_any_backbone_has_a_head(name, layer, dilated, strides, features):
     [
         ({"DETECTION__SPATIAL_SCALE_FACTOR": "16", "ROI__LAYER": "5C"}, "stride of 32"),
         ({"ROI__LAYER": "6A"}, "no layer named '6A'"),
-        ({"MODEL__MODEL_NAME": "pytorchvideo/mvit_base_16x4", "DATA__NUM_FRAMES": "16"}, "no feature maps"),
         ({"MODEL__MODEL_NAME": "torchvision/swin3d_t", "ROI__DILATION": "True"}, "no last stage"),
     ],
 )

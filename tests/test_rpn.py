@@ -259,6 +259,7 @@ def test_trunks_hold_what_torchvisions_files_hold(arch, frozen):
         rpn = PersonRpn(arch, input=InputSpec(), frozen_norm=frozen)
         frames = torch.empty(2, 3, 1, 65, 100)
         assert rpn({KEYFRAME: frames}).taps == {}
+        assert rpn.eval()({KEYFRAME: frames}).boxes.shape == (0, 5)  # values would tell how many
         predictions = rpn.predict(frames[:, :, 0])
         assert predictions.offsets.shape == (2, len(predictions.anchors), 4)
         assert predictions.objectness.shape == (2, len(predictions.levels))

@@ -100,9 +100,9 @@ def _dilate_convolution(conv: Conv3d, name: str) -> bool:
         conv.stride = (time, 1, 1)
         return True
     if max(conv.kernel_size[1:]) > 1:
-        conv.dilation = (conv.dilation[0], *(FACTOR * rate for rate in conv.dilation[1:]))  # type: ignore[assignment]
+        conv.dilation = (conv.dilation[0], *(FACTOR * rate for rate in conv.dilation[1:]))
         if not isinstance(conv.padding, str):
-            conv.padding = (conv.padding[0], *(FACTOR * pad for pad in conv.padding[1:]))  # type: ignore[assignment]
+            conv.padding = (conv.padding[0], *(FACTOR * pad for pad in conv.padding[1:]))
     return False
 
 

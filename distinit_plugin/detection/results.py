@@ -97,10 +97,10 @@ def select(keyframe: int, boxes: Boxes, scores: Tensor, selection: Selection) ->
         # Overlaps are shares of areas, so that fractions serve as well as pixels.
         kept = batched_nms(torch.from_numpy(boxes)[rows], found.double(), columns, selection.nms).sort().values
         rows, columns, found = rows[kept], columns[kept], found[kept]
-    rows, columns, found = (part[: selection.most].numpy() for part in (rows, columns, found))
+    rows, columns, found = (part[: selection.most] for part in (rows, columns, found))
     return Detections(
         np.full(len(rows), keyframe, dtype=np.int32),
-        boxes[rows],
-        (columns + 1).astype(np.int32),
-        found.astype(np.float32),
+        boxes[rows.numpy()],
+        (columns + 1).numpy().astype(np.int32),
+        found.numpy().astype(np.float32),
     )
