@@ -149,9 +149,9 @@ def test_boxes_of_a_test(persons):
     assert not proposed.has_boxes
     assert len(proposed) == len(truth)
     excluded = build.build_keyframes(config(persons, "AVA.EXCLUSION_FILE", ""), "test")
-    assert {excluded.moment(i) for i in range(len(excluded))} - {predicted.moment(i) for i in range(len(predicted))} == {
-        (persons.names("val")[-1], 905.0)
-    }
+    assert {excluded.moment(i) for i in range(len(excluded))} - {
+        predicted.moment(i) for i in range(len(predicted))
+    } == {(persons.names("val")[-1], 905.0)}
 
 
 def test_predicted_boxes_of_a_training(persons):
@@ -239,13 +239,15 @@ def test_videos_that_do_not_open_are_told_before_the_job(persons, tmp_path):
 
 
 def test_jobs_of_clips_refuse_keyframes(persons):
-    with pytest.raises(UserError, match="DETECTION.ENABLE: True, but this job works on clips"):
+    with pytest.raises(UserError, match=r"DETECTION.ENABLE: True, but this job works on clips"):
         Corpora(config(persons)).clips("train")
 
 
 def test_a_video_in_two_lists_of_frames_is_refused(persons):
     cfg = config(persons, "AVA.TRAIN_LISTS", ["train.csv", "train.csv"], source="frames")
-    with pytest.raises(UserError, match="AVA.TRAIN_LISTS: the frames of train_0000 stand in train.csv and in a list before"):
+    with pytest.raises(
+        UserError, match=r"AVA.TRAIN_LISTS: the frames of train_0000 stand in train.csv and in a list before"
+    ):
         build.build_keyframes(cfg, "train")
 
 

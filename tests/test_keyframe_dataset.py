@@ -1,5 +1,6 @@
 """Samples of keyframes: the same from videos and from frames, boxes with their pixels, bad files, batches, workers."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -34,13 +35,11 @@ def sources(persons, kind, split):
 
 def train_set(persons, kind="videos", truth="ava_train_v2.2.csv", **kwargs) -> KeyframeDataset:
     table = read_truth(persons.annotations / truth)
-    keyframes = training_keyframes(
-        "train", [table], [], sources(persons, kind, "train"), choice=ALL, least_score=0.9
-    )
+    keyframes = training_keyframes("train", [table], [], sources(persons, kind, "train"), choice=ALL, least_score=0.9)
     return dataset(keyframes, "train", SPEC, **kwargs)
 
 
-def test_set(persons, kind="videos", boxes="ground_truth", **kwargs) -> KeyframeDataset:
+def evaluated_set(persons, kind="videos", boxes="ground_truth", **kwargs) -> KeyframeDataset:
     read, name = (read_boxes, "predicted_boxes") if boxes == "predicted" else (read_truth, "v2.2")
     keyframes = evaluated_keyframes(
         "val",
@@ -51,9 +50,6 @@ def test_set(persons, kind="videos", boxes="ground_truth", **kwargs) -> Keyframe
         least_score=0.9,
     )
     return dataset(keyframes, "test", WHOLE, **kwargs)
-
-
-test_set.__test__ = False
 
 
 def dataset(keyframes, split, spec, **kwargs) -> KeyframeDataset:
@@ -76,7 +72,7 @@ def assert_equal(first, second):
 
 
 # ------------------------------------------------------------------------------------------------ the same samples
-@pytest.mark.parametrize("make", [train_set, test_set])
+@pytest.mark.parametrize("make", [train_set, evaluated_set])
 def test_videos_lists_of_frames_and_folders_give_the_same_samples(persons, make):
     colour = ColourAugmentation()
     data = [make(persons, kind, colour=colour) for kind in ("videos", "lists", "folders")]
@@ -131,7 +127,7 @@ def test_the_view_of_the_keyframe_is_that_frame(persons):
     single = replace(SPEC, num_frames=1, pick="keyframe", crop_size=64)
     whole = replace(single, crop="whole")
     data = train_set(persons, specs={"student/rgb": SPEC, "student/keyframe": single})
-    test = test_set(persons, specs={"student/rgb": WHOLE, "student/keyframe": whole})
+    test = evaluated_set(persons, specs={"student/rgb": WHOLE, "student/keyframe": whole})
     clip = replace(SPEC, crop_size=64)
     longer = train_set(persons, specs={"student/rgb": SPEC, "student/long": clip})
     key = SampleKey(0, 0, 1)
@@ -197,13 +193,15 @@ def test_a_crop_may_leave_nobody(persons):
 
 @pytest.mark.parametrize("boxes", ["predicted", "ground_truth", "none"])
 def test_rows_of_a_test_are_those_of_the_file(persons, boxes):
-    data = test_set(persons, boxes=boxes)
+    data = evaluated_set(persons, boxes=boxes)
     for key in keys_of(data):
         for mirrored in (False, True):
             sample = data[key._replace(crop=int(mirrored))]
             assert sample["views"][WHOLE.pixels].shape == (3, 4, 48, 72)
             assert sample["region"].flip == mirrored
-            assert set(sample["targets"]) == {"predicted": {BOXES}, "ground_truth": {BOXES, ACTIONS}, "none": set()}[boxes]
+            assert (
+                set(sample["targets"]) == {"predicted": {BOXES}, "ground_truth": {BOXES, ACTIONS}, "none": set()}[boxes]
+            )
             if boxes == "none":
                 continue
             back = to_fractions(sample["targets"][BOXES].numpy(), sample["region"])
@@ -214,7 +212,7 @@ def test_rows_of_a_test_are_those_of_the_file(persons, boxes):
 
 
 def test_actions_beyond_the_classes_are_refused_before_the_job(persons):
-    with pytest.raises(UserError, match="MODEL.NUM_CLASSES 5"):
+    with pytest.raises(UserError, match=r"MODEL.NUM_CLASSES 5"):
         train_set(persons, num_classes=5)
 
 
@@ -222,9 +220,9 @@ def test_actions_beyond_the_classes_are_refused_before_the_job(persons):
 @pytest.fixture
 def broken(persons, tmp_path):
     """A copy of the frames, of which one of the second keyframe's clip is missing and another one is damaged."""
-    data = test_set(persons, "lists")
+    data = evaluated_set(persons, "lists")
     video, second = data.keyframes.moment(1)
-    shutil.copytree(persons.frames, tmp_path / "frames")
+    shutil.copytree(persons.frames, tmp_path / "frames", copy_function=os.link)
     (tmp_path / "frames" / video / f"{video}_{int(second - 900) * 30 + 1 + 3:06d}.png").unlink()
     (tmp_path / "frames" / video / f"{video}_000001.png").unlink()  # of no clip
     lists = read_frame_list(persons.frame_lists / "val.csv")
@@ -294,11 +292,29 @@ def test_endings_of_videos(tmp_path):
     assert [found.has(name) for name in ("a", "b.c", "b", "d")] == [True, True, False, False]
 
 
+def test_frames_of_several_videos_in_one_folder(persons, tmp_path):
+    """Their numbers are the same, so that what is kept of one must not be taken for the other's."""
+    lists = read_frame_list(persons.frame_lists / "val.csv")
+    flat = {name: [os.path.basename(path) for path in paths] for name, paths in lists.items()}
+    for name, paths in lists.items():
+        for path, link in zip(paths, flat[name], strict=True):
+            os.link(persons.frames / path, tmp_path / link)
+    data, expected = evaluated_set(persons), evaluated_set(persons)
+    data.keyframes.sources = FrameFiles(tmp_path, flat)
+    moments = [data.keyframes.moment(index) for index in range(len(data))]
+    second = next(s for s in (902.0, 903.0, 904.0, 905.0) if [moment.second for moment in moments].count(s) == 2)
+    keys = [key for key, moment in zip(keys_of(data), moments, strict=True) if moment.second == second]
+    for key in keys:
+        assert_equal(data[key], expected[key])
+
+
 # -------------------------------------------------------------------------------------------------------- batches
 def test_batches_hold_keyframes_of_one_video_once():
     videos = [0] * 5 + [1] * 1 + [2] * 4
     for world_size in (1, 2, 3, 8):
-        parts = [list(KeyframeBatches(videos, 2, crop=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
+        parts = [
+            list(KeyframeBatches(videos, 2, crop=1, rank=rank, world_size=world_size)) for rank in range(world_size)
+        ]
         assert [len(KeyframeBatches(videos, 2, rank=r, world_size=world_size)) for r in range(world_size)] == [
             len(part) for part in parts
         ]
@@ -314,19 +330,23 @@ def test_batches_hold_keyframes_of_one_video_once():
 
 def test_batches_from_workers(persons):
     data = train_set(persons)
-    sampler = ClipSampler(data.keyframes.sizes, data.keyframes.weights, num_clips_per_epoch=0, global_batch_size=2, seed=0)
+    sampler = ClipSampler(
+        data.keyframes.sizes, data.keyframes.weights, num_clips_per_epoch=0, global_batch_size=2, seed=0
+    )
     batches = list(build_loader(data, sampler, 2, num_workers=2, drop_last=True))
     assert len(batches) == len(data) // 2
     for batch in batches:
         samples = [data[key] for key in batch["keys"]]
-        assert torch.equal(batch["views"][SPEC.pixels], torch.stack([sample["views"][SPEC.pixels] for sample in samples]))
+        assert torch.equal(
+            batch["views"][SPEC.pixels], torch.stack([sample["views"][SPEC.pixels] for sample in samples])
+        )
         assert batch["regions"] == [sample["region"] for sample in samples]
         rows = [
             [float(number), *box.tolist()] for number, sample in enumerate(samples) for box in sample["targets"][BOXES]
         ]
         assert batch["targets"][BOXES].tolist() == rows
         assert torch.equal(batch["targets"][ACTIONS], torch.cat([sample["targets"][ACTIONS] for sample in samples]))
-    test = test_set(persons)
+    test = evaluated_set(persons)
     keys = [
         key
         for batch in build_batch_loader(test, KeyframeBatches(test.keyframes.video, 3), num_workers=1)
@@ -345,8 +365,8 @@ def test_colours_of_a_training_change_and_nothing_else(persons):
         assert torch.equal(first["targets"][BOXES], second["targets"][BOXES])
         differing += not torch.equal(first["views"][SPEC.pixels], second["views"][SPEC.pixels])
     assert differing == len(plain)
-    test = test_set(persons, colour=ColourAugmentation())
-    assert_equal(test[SampleKey(0, 0, 0)], test_set(persons)[SampleKey(0, 0, 0)])
+    test = evaluated_set(persons, colour=ColourAugmentation())
+    assert_equal(test[SampleKey(0, 0, 0)], evaluated_set(persons)[SampleKey(0, 0, 0)])
 
 
 def test_colour_arithmetic():

@@ -1,15 +1,16 @@
 """Which keyframes are used and which boxes they have, against loops written from the descriptions."""
 
+import csv
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from distinit_plugin.detection.files import read_truth
 from distinit_plugin.detection.joining import join, label_by_overlap, select
 from distinit_plugin.detection.keyframes import Choice, Keyframes, Moment, evaluated_keyframes, training_keyframes
 from distinit_plugin.detection.tables import NO_ACTION, BoxTable
 from distinit_plugin.errors import UserError
-
 
 ALL = Choice()
 
@@ -72,7 +73,7 @@ def random_rows(rng, count, *, actions=True, videos="abc") -> list[tuple]:
     ]
 
 
-def joined_by_loop(truth, predicted, least_score):
+def joined_by_loop(truth, predicted, least_score, seconds_used=range(902, 1799)):
     """PySlowFast's ``parse_bboxes_file`` and ``get_keyframe_data``: video → second → box → actions."""
     found = defaultdict(lambda: defaultdict(dict))
     for row in truth + [row for row in predicted if row[4] >= least_score]:
@@ -84,7 +85,7 @@ def joined_by_loop(truth, predicted, least_score):
         (video, second): boxes
         for video, seconds in found.items()
         for second, boxes in seconds.items()
-        if 902 <= second <= 1798
+        if second in seconds_used
     }
 
 
@@ -108,6 +109,23 @@ def test_keyframes_are_joined_as_pyslowfast_joins_them(seed):
         assert set(np.unique(actions)) <= {0, 1}
     assert made.num_boxes == sum(map(len, expected.values()))
     assert made.has_actions
+
+
+@pytest.mark.parametrize("name", ["ava_sample.csv", "ava_boxes_thirdparty_sample.csv", "shared_small_gt.csv"])
+def test_real_annotations(assets, name):
+    rows = []
+    with open(assets / "ava" / name, newline="") as file:
+        for video, second, *cells in csv.reader(file):
+            rows.append((video, float(second), tuple(map(float, cells[:4])), int(cells[4]), 1.0))
+    made = training_keyframes(
+        name, [read_truth(assets / "ava" / name)], [], Anywhere(), choice=Choice(0, 1e6), least_score=0
+    )
+    expected = joined_by_loop(rows, [], 0, range(10**6))
+    assert [made.moment(index) for index in range(len(made))] == sorted(expected)
+    for index in range(0, len(made), 53):
+        boxes = expected[made.moment(index)]
+        assert [tuple(box) for box in made.boxes(index).tolist()] == list(boxes)
+        assert [set(np.flatnonzero(row) + 1) for row in made.actions(index, 80)] == list(boxes.values())
 
 
 def test_boxes_that_are_nearly_equal_are_two_persons():
@@ -136,7 +154,7 @@ def test_predicted_boxes_take_the_actions_of_those_they_overlap(least_iou):
         expected += [(video, second, box, action, score) for action in found]
     made = rows_of(label_by_overlap(table(*predicted), table(*truth), least_iou))
     assert sorted(made) == sorted(expected)
-    assert 10 < len(made)
+    assert len(made) > 10
     assert made != rows_of(table(*predicted))
 
 
@@ -192,7 +210,9 @@ def test_keyframes_of_a_test():
 
 def test_no_box_at_all_is_a_clear_error():
     boxes = table(("a", 904.0, BOX, NO_ACTION, 0.4), ("a", 905.0, BOX, NO_ACTION, 0.6))
-    with pytest.raises(UserError, match=r"val.csv: no keyframe is left.*2 rows, 0 with a score of at least 0.9 \(AVA.DET"):
+    with pytest.raises(
+        UserError, match=r"val.csv: no keyframe is left.*2 rows, 0 with a score of at least 0.9 \(AVA.DET"
+    ):
         evaluated_keyframes("val.csv", boxes, Anywhere(), choice=ALL, boxes="predicted", least_score=0.9)
     with pytest.raises(UserError, match=r"no keyframe is left.*902 to 1798 \(KEYFRAMES.SECONDS\), divisible by 4"):
         evaluated_keyframes("val.csv", table(), Anywhere(), choice=Choice(every=4), boxes="predicted")
@@ -218,19 +238,19 @@ def test_wrong_actions_are_named():
     rows = [("a", 904.0, BOX, 3), ("a", 905.0, BOX, 81), ("a", 905.0, BOX, 1), ("b", 902.0, BOX, 90)]
     made = training_keyframes("train.csv", [table(*rows)], [], Anywhere(), choice=ALL, least_score=0)
     made.check_labels(90)
-    with pytest.raises(UserError, match=r"train.csv: 2 actions.*1 to 80\): a at 905 s has 81, b at 902 s has 90.*least 90"):
+    with pytest.raises(
+        UserError, match=r"train.csv: 2 actions.*1 to 80\): a at 905 s has 81, b at 902 s has 90.*least 90"
+    ):
         made.check_labels(80)
     with pytest.raises(UserError, match="a at 905 s has 0"):
-        training_keyframes(
-            "x", [table(("a", 905.0, BOX, 0))], [], Anywhere(), choice=ALL, least_score=0
-        ).check_labels(5)
+        training_keyframes("x", [table(("a", 905.0, BOX, 0))], [], Anywhere(), choice=ALL, least_score=0).check_labels(
+            5
+        )
 
 
 def test_videos_without_pictures_are_named():
     made = evaluated_keyframes("val", TRUTH, Anywhere("b"), choice=ALL, boxes="ground_truth")
-    assert made.notes == [
-        "1 of 2 videos are annotated but have no pictures: a. Their keyframes count as bad."
-    ]
+    assert made.notes == ["1 of 2 videos are annotated but have no pictures: a. Their keyframes count as bad."]
     with pytest.raises(UserError, match=r"no pictures of any of its 2 videos, for example none at /videos/a.mp4"):
         evaluated_keyframes("val", TRUTH, Anywhere("c"), choice=ALL, boxes="ground_truth")
 

@@ -123,6 +123,10 @@ def test_the_set_is_a_function_of_its_arguments(tmp_path):
     with open_video(first.videos / "train_0000.mp4") as video:
         last = FIRST_SECOND + 1 - START
         assert last < video.index.seconds[-1] < last + 1
-    for wrong, message in (({"height": 33}, "even"), ({"num_keyframes": 0}, "at least 1"), ({"width": 8}, "at least 48")):
+    for wrong, message in (
+        ({"height": 33}, "even"),
+        ({"num_keyframes": 0}, "at least 1"),
+        ({"width": 8}, "at least 48"),
+    ):
         with pytest.raises(UserError, match=message):
             make_persons(tmp_path / "d", **{**small, **wrong})

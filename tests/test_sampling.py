@@ -223,7 +223,7 @@ def test_the_pick_clip_takes_all():
 
 
 def _pyslowfast_sequence(center, half, rate, num_frames):
-    """From the description: every ``rate``-th frame of ``half`` before to ``half`` after, each held inside the video."""
+    """From the description: every ``rate``-th frame from ``half`` before to ``half`` after, held inside the video."""
     return [min(max(frame, 0), num_frames - 1) for frame in range(center - half, center + half, rate)]
 
 

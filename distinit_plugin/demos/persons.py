@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -66,9 +67,14 @@ class PersonData:
     def options(self, source: Literal["videos", "frames"] = "videos") -> list[str]:
         """``KEY VALUE`` pairs that make a configuration read the set."""
         places = ["AVA.ANNOTATION_DIR", str(self.annotations), "MODEL.NUM_CLASSES", str(len(ACTION_NAMES))]
-        if source == "videos":
-            return [*places, "KEYFRAMES.VIDEO_DIR", str(self.videos), "KEYFRAMES.VIDEO_START", str(START)]
-        return [*places, "AVA.FRAME_DIR", str(self.frames), "AVA.FRAME_LIST_DIR", str(self.frame_lists)]
+        shown = {
+            "KEYFRAMES.VIDEO_DIR": self.videos,
+            "AVA.FRAME_DIR": self.frames,
+            "AVA.FRAME_LIST_DIR": self.frame_lists,
+        }
+        for key, place in shown.items():
+            places += [key, str(place) if key.startswith("KEYFRAMES") == (source == "videos") else ""]
+        return [*places, "KEYFRAMES.VIDEO_START", str(START)]
 
     def names(self, split: Literal["train", "val"]) -> list[str]:
         """The videos of a split."""
@@ -124,17 +130,8 @@ def make_persons(
         for number in range(count)
     ]
 
-    def make(scene: _Scene) -> None:
-        count = int((scene.seconds.stop - 1 + _AFTER - START) * FPS)
-        times = START + np.arange(count) / FPS
-        rng = np.random.default_rng([*scene.seed, 1])
-        path = data.videos / f"{scene.name}.mp4"
-        encode_h264(draw(scene.figures, times, height, width, rng), path)
-        if extract:
-            _extract(path, data.frames / scene.name)
-
     def fill() -> None:
-        make_files(make, scenes, on_progress)
+        make_files(partial(_film, data, (height, width), extract), scenes, on_progress)
         for split in ("train", "val"):
             own = [scene for scene in scenes if scene.name.startswith(split)]
             _annotate(data.annotations, split, own, height, width)
@@ -160,13 +157,22 @@ def _scene(name: str, seed: list[int], num_keyframes: int, height: int, width: i
     return _Scene(name, seed, seconds, cast(seconds, height, width, np.random.default_rng([*seed, 0])))
 
 
+def _film(data: PersonData, size: tuple[int, int], extract: bool, scene: _Scene) -> None:
+    """Draw, encode and perhaps extract one video."""
+    times = START + np.arange(int((scene.seconds.stop - 1 + _AFTER - START) * FPS)) / FPS
+    path = data.videos / f"{scene.name}.mp4"
+    encode_h264(draw(scene.figures, times, *size, np.random.default_rng([*scene.seed, 1])), path)
+    if extract:
+        _extract(path, data.frames / scene.name)
+
+
 def _extract(video: Path, folder: Path) -> None:
     """Write the frames of a video at ``FRAME_RATE``, without loss."""
     folder.mkdir()
     with open_video(video) as reader:
         frames = reader.read(reader.index.timeline(FRAME_RATE))
     for number, frame in enumerate(frames, start=1):
-        Image.fromarray(frame).save(folder / f"{folder.name}_{number:06d}.png", compress_level=1)
+        Image.fromarray(frame).save(folder / f"{folder.name}_{number:06d}.png", compress_level=0)
 
 
 def _list_frames(data: PersonData, split: str, scenes: list[_Scene]) -> None:

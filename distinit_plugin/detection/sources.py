@@ -118,9 +118,12 @@ class FrameFiles:
         self._listed: dict[str, Sequence[str]] = {}
 
     def path(self, name: str) -> str:
-        """The folder of a video's (first) frame."""
+        """The folder of a video's frames; where it is not the video's own, the first frame."""
         frames = (self._lists or {}).get(name)
-        return os.path.dirname(frames[0]) if frames else os.path.join(self._folder, name)
+        if not frames:
+            return os.path.join(self._folder, name)
+        folder = os.path.dirname(frames[0])
+        return folder if os.path.basename(folder) == name else frames[0]
 
     def has(self, name: str) -> bool:
         """Whether frames are listed, or there is a folder."""
