@@ -81,6 +81,9 @@ def test_the_eighth_column_of_ground_truth_is_no_score(write):
         ("a,902,0,0,1_0,1,5,0", "column 5 is '1_0'"),
         ("a,,0,0,1,1,5,0", "second in column 2 is ''"),
         ("a,-5,0,0,1,1,5,0", "second in column 2 is '-5'"),
+        ("a,1e12,0,0,1,1,5,0", "second in column 2 is '1e12'"),
+        (" ,902,0,0,1,1,5,0", "column 1 names no video"),
+        (",902", "column 1 names no video"),
         ("a,nine", "second in column 2 is 'nine'"),
         ("a,902,0,0,1,1,5.5,0", "action in column 7 is '5.5'"),
         ("a,902,0,0,1,1,0,0", "action in column 7 is '0'"),
@@ -102,6 +105,19 @@ def test_a_wrong_row_is_named_with_its_line(row, named, write):
     assert "line 5 (" in text
     assert named in text
     assert str(path) in text
+
+
+def test_a_wrong_row_in_a_block_that_is_read_at_once(write):
+    good = "".join(f"a,{902 + number},0,0,1,1,5,0\n" for number in range(300))
+    for row in (
+        "a,1e12,0,0,1,1,5,0",
+        ",902,0,0,1,1,5,0",
+        "a,902,0,0,1,1,0,0",
+        "a,902,0,0,1,inf,5,0",
+        "a,902,1,0,0,1,5,0",
+    ):
+        with pytest.raises(UserError, match=r"1 row of .*line 301 \("):
+            read_truth(write(good + row + "\n" + good))
 
 
 def test_many_wrong_rows_are_counted(write):

@@ -13,7 +13,6 @@ from videos import write_video
 from distinit_plugin import cli
 from distinit_plugin.detection.check import check_ava
 from distinit_plugin.detection.check_report import AvaFolders
-from distinit_plugin.detection.files import read_truth
 from distinit_plugin.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,9 @@
 
 ``expected.json`` holds mAP and APs by set and program. ``plain``: as the program is. Where equal scores leave its
 unstable sort a choice, there are also ``stable`` (the same program with a stable sort), and ``low`` and ``high`` (the
-least and the largest that any order of equal scores gives). A program that refuses a set has no entry.
+least and the largest that any order of equal scores gives). A program that refuses a set has no entry; the official one
+has no list of excluded keyframes and was given ground truth without them. Programs: activitynet/ActivityNet at 82304fa,
+facebookresearch/SlowFast at 287ec00, open-mmlab/mmaction2 at 4d6c934, with the names that NumPy has dropped put back.
 """
 
 import itertools

@@ -137,14 +137,14 @@ def _check_table(path: Path, table: BoxTable, seconds: tuple[float, float], repo
     if np.median(np.abs(table.boxes).max(axis=1)) > _FAR_OUTSIDE:
         report.add("wrong", path, "its boxes are pixels; they must be fractions of the frame's width and height")
     else:
-        outside = (table.boxes < 0).any(1) | (table.boxes > 1).any(1)
+        outside = np.asarray(((table.boxes < 0) | (table.boxes > 1)).any(axis=1))
         _count(outside, path, "boxes reach beyond the frame (they are cut there)", report)
     _count(~has_area(table.boxes), path, "boxes have no area (they are left out)", report)
     unused = (table.seconds < seconds[0]) | (table.seconds > seconds[1])
     _count(unused, path, f"rows are outside of seconds {seconds[0]:g} to {seconds[1]:g} (they are not used)", report)
     if unused.all():
         report.add("wrong", path, f"has no row between seconds {seconds[0]:g} and {seconds[1]:g}")
-    columns = [table.video, table.seconds, table.boxes, table.actions]
+    columns: list[np.ndarray] = [table.video, table.seconds, table.boxes, table.actions]
     distinct = len(np.unique(np.column_stack(columns), axis=0))
     if distinct < len(table):
         report.add("odd", path, f"{len(table) - distinct} rows repeat video, second, box and action of another one")

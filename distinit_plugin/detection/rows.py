@@ -28,6 +28,7 @@ MAX_LINE = 2**16
 
 _QUICK_LINE = 256
 _MAX_ID = 2**31 - 1
+_MAX_SECOND = 10**9
 _FEWEST, _MOST = 7, 8
 _NOBODY = -1
 
@@ -112,8 +113,11 @@ def _quick(lines: list[str], form: Form, numbers: dict[str, int]) -> _Block | No
         rows = np.loadtxt(lines, delimiter=",", dtype=np.dtype(fields), comments=None, ndmin=1)
     except (ValueError, OverflowError, UnicodeError):
         return None
+    listed = rows["video"].tolist()
     names = _Names(numbers)
-    video = np.fromiter(map(names.__getitem__, rows["video"].tolist()), np.int32, len(rows))
+    if not all(map(bytes.strip, set(listed))):
+        return None
+    video = np.fromiter(map(names.__getitem__, listed), np.int32, len(rows))
     last = rows["last"].copy() if columns == _MOST else np.full(len(rows), np.nan)
     values = rows["numbers"]
     block = _Block(video, values[:, 0].copy(), values[:, 1:].copy(), rows["action"].copy(), last)
@@ -136,6 +140,7 @@ def _is_good(block: _Block, form: Form, columns: int) -> bool:
     """Whether nothing in the block has to be named."""
     seconds, boxes, actions, last = block.seconds, block.boxes, block.actions, block.last
     good = bool(np.isfinite(seconds).all() and (seconds >= 0).all() and np.isfinite(boxes).all())
+    good = good and bool((seconds <= _MAX_SECOND).all())
     good = good and bool(
         (actions <= _MAX_ID).all() and ((actions >= 1) | ((actions == NO_ACTION) & (not form.needs_action))).all()
     )
@@ -163,8 +168,8 @@ def _slow(
         try:
             cells = next(csv.reader([line], strict=True))
             if len(cells) == 2:
-                place = numbers.setdefault(cells[0].strip(), len(numbers))
-                keyframes[place, _second(cells[1])] = None
+                second = _second(cells[1])
+                keyframes[_video(cells[0], numbers), second] = None
             else:
                 rows.append(_row(cells, form, numbers))
         except (ValueError, csv.Error) as error:
@@ -195,12 +200,18 @@ def _row(cells: list[str], form: Form, numbers: dict[str, int]) -> tuple[int, fl
             last = _number(cells[7], "the score in column 8")
         else:
             last = _whole(cells[7], "the person's number in column 8")
-    return numbers.setdefault(cells[0].strip(), len(numbers)), second, box, action, last
+    return _video(cells[0], numbers), second, box, action, last
+
+
+def _video(text: str, numbers: dict[str, int]) -> int:
+    if not text.strip():
+        raise ValueError("column 1 names no video")
+    return numbers.setdefault(text.strip(), len(numbers))
 
 
 def _second(text: str) -> float:
     second = _number(text, "the second in column 2")
-    if second < 0:
+    if not 0 <= second <= _MAX_SECOND:
         raise ValueError(f"the second in column 2 is {shown(text)}")
     return second
 
