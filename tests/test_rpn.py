@@ -346,3 +346,11 @@ def test_a_coarse_number_format_does_not_move_anchors():
     assert found.boxes.dtype == found.loss.dtype == torch.float32
     predictions = Predictions(torch.zeros(1, 15), torch.zeros(1, 15, 4), torch.zeros(15, 4), torch.zeros(15).long())
     assert torch.isfinite(rpn_loss(predictions, TRUTH[:1])).all()  # anchors without area
+
+
+def test_it_can_be_described():
+    """On the meta device, where values are not known, there are no proposals."""
+    with torch.device("meta"):
+        rpn = MapRpn(LayerInfo(4, 1, 16))
+        found = rpn.propose({"rgb": torch.empty(2, 3, 1, 64, 64)}, torch.empty(2, 4, 4, 4), None)
+    assert (found.boxes.shape, found.loss.shape) == ((0, 5), (2,))
