@@ -121,8 +121,9 @@ def rpn_loss(predictions: Predictions, truth: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    # Descriptions run on the meta device, which has no autocast.
-    with torch.autocast("cpu" if truth.is_meta else truth.device.type, enabled=False):
+    if predictions.objectness.is_meta:  # values decide which anchors count; a description needs the shape alone
+        return predictions.objectness.mean(dim=1)
+    with torch.autocast(truth.device.type, enabled=False):
         losses = [
             _loss_of_one(logits, offsets, predictions.anchors, truth[truth[:, 0] == number, 1:].float())
             for number, (logits, offsets) in enumerate(zip(predictions.objectness, predictions.offsets, strict=True))
