@@ -203,6 +203,7 @@ BAD = [
     (f"{TEACHER}.WARMUP", "-1", "a number ≥ 0", []),
     (f"{TEACHER}.WARMUP", "45", "leaves nothing of SOLVER.MAX_EPOCH 45", []),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "2", "center is one frame", []),
+    (f"{TEACHER}.NUM_PICKED_FRAMES", "2", "keyframe is one frame", [f"{TEACHER}.FRAME_PICK", "keyframe"]),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "9", "1 … 8", [f"{TEACHER}.FRAME_PICK", "random"]),
     (f"{TEACHER}.NUM_PICKED_FRAMES", "4", "all 8 frames", [f"{TEACHER}.FRAME_PICK", "clip"]),
     (f"{TEACHER}.FRAME_PICK", "centre", "Did you mean center?", []),

@@ -19,7 +19,7 @@ from distinit_plugin.video.corpus import Mixture
 from distinit_plugin.video.grid import Grid
 from distinit_plugin.weights.sources import weights_digest
 
-FIXED_PICKS = ("center", "uniform", "clip")
+FIXED_PICKS = ("center", "keyframe", "uniform", "clip")
 """Frame picks that need no random numbers: what a teacher gives for a clip is then one row."""
 
 

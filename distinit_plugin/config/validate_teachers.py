@@ -126,8 +126,8 @@ def _teacher_layers(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
 
 def _teacher_frames(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
     pick, count, frames = entry.FRAME_PICK, entry.NUM_PICKED_FRAMES, cfg.DATA.NUM_FRAMES
-    if pick == "center" and count > 1:
-        yield f"{where}.NUM_PICKED_FRAMES: {count}, but FRAME_PICK center is one frame. Set 1, or pick random."
+    if pick in ("center", "keyframe") and count > 1:
+        yield f"{where}.NUM_PICKED_FRAMES: {count}, but FRAME_PICK {pick} is one frame. Set 1, or pick random."
     elif pick == "clip" and count not in (1, frames):
         yield f"{where}.NUM_PICKED_FRAMES: {count}, but FRAME_PICK clip is all {frames} frames. Leave it at 1."
     elif count > frames:
