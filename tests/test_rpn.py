@@ -21,9 +21,9 @@ from distinit_plugin.detection.rpn import MapRpn, PersonRpn, load_rpn
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.types import LayerInfo
 
-HEIGHT, WIDTH = 60, 90
+HEIGHT, WIDTH = 50, 60
 SIZES = (8, 16, 24, 32, 48)
-TRUTH = torch.tensor([[0, 8, 10, 40, 55], [0, 50, 20, 74, 56], [2, 60, 5, 86, 30]], dtype=torch.float32)
+TRUTH = torch.tensor([[0, 8, 10, 30, 45], [0, 40, 20, 58, 46], [2, 30, 5, 56, 30]], dtype=torch.float32)
 """Of three pictures the middle one is empty."""
 
 
@@ -209,8 +209,8 @@ def test_who_is_whose():
 
 # ----------------------------------------------------------------------------------------------------------- weights
 def test_files_of_all_kinds(theirs, ours, tmp_path):
-    def fresh(arch: str = "resnet18_fpn", **keys: object) -> PersonRpn:
-        return PersonRpn(arch, input=InputSpec(), **keys)
+    def fresh(**keys: object) -> PersonRpn:
+        return PersonRpn("resnet18", input=InputSpec(), **keys)
 
     def saved(state: object) -> str:
         torch.save(state, tmp_path / "weights.pth")
@@ -224,32 +224,33 @@ def test_files_of_all_kinds(theirs, ours, tmp_path):
                 key = key.replace(f"{part}_blocks.{number}.0.", f"{part}_blocks.{number}.")
         old[key] = value
     assert "rpn.head.conv.weight" in old
-    rpn = fresh()
-    for state in (old, {"model_state": ours.bare_state_dict()}):
-        for value in rpn.bare_state_dict().values():
-            value.zero_()
-        load_rpn(rpn, saved(state))
-        for key, value in rpn.state_dict().items():
-            torch.testing.assert_close(value, theirs.state_dict()[key], rtol=0, atol=0)
-    classifier = torchvision.models.resnet18()
-    for network in (rpn, fresh("resnet18", frozen_norm=True)):
-        report = load_rpn(network, saved(classifier.state_dict()))
-        assert all(name.startswith(("backbone.fpn.", "rpn.")) for name in report.missing)
-        key = "backbone.body.layer3.1.conv2.weight"
-        torch.testing.assert_close(
-            network.state_dict()[key], classifier.state_dict()[key.removeprefix("backbone.body.")]
-        )
-    before = {key: value.clone() for key, value in rpn.state_dict().items()}
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    for value in ours.bare_state_dict().values():
+        value.zero_()
+    load_rpn(ours, saved(old))
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+    one, other = fresh(), fresh(frozen_norm=True)
+    load_rpn(other, saved({"model_state": one.bare_state_dict()}))
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(value, one.state_dict()[key], rtol=0, atol=0)
+    body = {key: value + 1 for key, value in one.state_dict().items() if key.startswith("backbone.body.")}
+    classifier = {key.removeprefix("backbone.body."): value for key, value in body.items()}
+    report = load_rpn(other, saved({**classifier, "layer4.0.conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}))
+    assert all(name.startswith("rpn.") for name in report.missing)
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(value, body.get(key, one.state_dict()[key]), rtol=0, atol=0)
+    kept = {key: value.clone() for key, value in other.state_dict().items()}
+    whole = one.state_dict()
     for state, message in (
-        ({**old, "rpn.head.cls_logits.weight": torch.zeros(4, 256, 1, 1)}, "another network|does not fit"),
+        ({**whole, "rpn.head.cls_logits.weight": torch.zeros(4, 256, 1, 1)}, "another network|does not fit"),
         ({"fc.weight": torch.zeros(2, 2)}, "neither an RPN nor a ResNet"),
-        ({key: value for key, value in old.items() if "layer2" not in key}, "another network|does not fit"),
+        ({key: value for key, value in whole.items() if "layer2" not in key}, "another network|does not fit"),
     ):
         with pytest.raises(WeightsError, match=message):
-            load_rpn(rpn, saved(state))
+            load_rpn(other, saved(state))
     with pytest.raises(WeightsError, match=r"COCO_V1|IMAGENET1K_V1"):
-        load_rpn(rpn, str(tmp_path / "gone.pth"))
-    assert all(torch.equal(value, before[key]) for key, value in rpn.state_dict().items())
+        load_rpn(other, str(tmp_path / "gone.pth"))
+    assert all(torch.equal(value, kept[key]) for key, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize(("arch", "frozen"), [("resnet50", True), ("resnet50_fpn", True), ("resnet50_fpn_v2", False)])
@@ -258,6 +259,7 @@ def test_trunks_hold_what_torchvisions_files_hold(arch, frozen):
         rpn = PersonRpn(arch, input=InputSpec(), frozen_norm=frozen)
         frames = torch.empty(2, 3, 1, 65, 100)
         assert rpn({KEYFRAME: frames}).taps == {}
+        assert rpn.eval()({KEYFRAME: frames}).boxes.shape == (0, 5)  # values would tell how many
         predictions = rpn.predict(frames[:, :, 0])
         assert predictions.offsets.shape == (2, len(predictions.anchors), 4)
         assert predictions.objectness.shape == (2, len(predictions.levels))
@@ -344,3 +346,11 @@ def test_a_coarse_number_format_does_not_move_anchors():
     assert found.boxes.dtype == found.loss.dtype == torch.float32
     predictions = Predictions(torch.zeros(1, 15), torch.zeros(1, 15, 4), torch.zeros(15, 4), torch.zeros(15).long())
     assert torch.isfinite(rpn_loss(predictions, TRUTH[:1])).all()  # anchors without area
+
+
+def test_it_can_be_described():
+    """On the meta device, where values are not known, there are no proposals."""
+    with torch.device("meta"):
+        rpn = MapRpn(LayerInfo(4, 1, 16))
+        found = rpn.propose({"rgb": torch.empty(2, 3, 1, 64, 64)}, torch.empty(2, 4, 4, 4), None)
+    assert (found.boxes.shape, found.loss.shape) == ((0, 5), (2,))

@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from distinit_plugin.detection.matching import LEAST_SIDE, OFFSET_SCALES, decode, encode
+from distinit_plugin.detection.matching import LEAST_SIDE, OFFSET_SCALES, decode, encode, no_boxes
 from distinit_plugin.detection.proposals import Proposals
 from distinit_plugin.errors import UserError
 
@@ -121,6 +121,8 @@ def rpn_loss(predictions: Predictions, truth: Tensor) -> Tensor:
     Returns:
         (B,).
     """
+    if predictions.objectness.is_meta:  # values decide which anchors count; a description needs the shape alone
+        return predictions.objectness.mean(dim=1)
     with torch.autocast(truth.device.type, enabled=False):
         losses = [
             _loss_of_one(logits, offsets, predictions.anchors, truth[truth[:, 0] == number, 1:].float())
@@ -179,6 +181,8 @@ def best_proposals(predictions: Predictions, height: int, width: int, choice: Ch
         width: Of the pictures, pixels.
         choice: Which are given.
     """
+    if predictions.objectness.is_meta:  # values decide how many there are, and those of a description have none
+        return Proposals(no_boxes(predictions.anchors), predictions.objectness.new_zeros(0))
     boxes, scores = [], []
     for number, (logits, offsets) in enumerate(zip(predictions.objectness, predictions.offsets, strict=True)):
         rows = _best_of_levels(logits, predictions.levels, choice.before)
