@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distinit_plugin.engine.figures import new_figure
+from distinit_plugin.engine.figures import label, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,21 +55,22 @@ def draw_confusion(name: str, table: Counts, class_names: Sequence[str]) -> Figu
     count = len(class_names)
     named = count <= _NAMED
     side = min(max(3.0, 0.2 * count), 10.0)
-    longest = max(map(len, class_names)) * 0.075 if named else 0.5
+    names = [label(own, 36) for own in class_names]
+    longest = max(map(len, names)) * 0.075 if named else 0.5
     figure = new_figure(side + longest + 1.3, side + longest + 0.6)
     axis = figure.subplots()
     totals = table.sum(axis=1, keepdims=True)
     shares = np.ma.masked_where(np.broadcast_to(totals == 0, table.shape), 100 * table / np.maximum(totals, 1))
     image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
     if named:
-        axis.set_xticks(range(count), class_names, rotation=90, fontsize=8)
-        axis.set_yticks(range(count), class_names, fontsize=8)
+        axis.set_xticks(range(count), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(count), names, fontsize=8)
     if count <= _NUMBERED:
         for row, column in np.argwhere(table > 0).tolist():
             colour = "black" if shares[row, column] > 55 else "white"
             axis.text(column, row, str(table[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
-    axis.set_title(f"{name}\n{int(table.sum())} videos, top-1 {100 * np.trace(table) / table.sum():.1f} %", fontsize=10)
+    axis.set_title(f"{label(name)}\n{int(table.sum())} videos, top-1 {100 * np.trace(table) / table.sum():.1f} %", fontsize=10)
     figure.colorbar(image, ax=axis, label="share of the class's videos (%)", shrink=0.8)
     return figure

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from distinit_plugin.engine.figures import COLOURS, new_figure
+from distinit_plugin.engine.figures import COLOURS, label, new_figure
 from distinit_plugin.engine.probes import leave_one_out_accuracy
 from distinit_plugin.errors import UserError
 
@@ -172,7 +172,7 @@ def draw_embeddings(embeddings: Sequence[Embedding]) -> Figure:
     across = min(len(embeddings), 3)
     down = -(-len(embeddings) // across)
     names = embeddings[0].class_names
-    columns = max(1, min(len(names), round(4.6 * across * 9 / (max(map(len, names)) + 6))))
+    columns = max(1, min(len(names), round(4.6 * across * 9 / (min(max(map(len, names)), 32) + 6))))
     legend = 0.19 * -(-len(names) // columns) + 0.2
     figure = new_figure(4.6 * across, 4.4 * down + legend)
     axes = figure.subplots(down, across, squeeze=False).flatten()
@@ -187,10 +187,10 @@ def draw_embeddings(embeddings: Sequence[Embedding]) -> Figure:
                 marker=MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
                 linewidths=0,
                 alpha=0.85,
-                label=name,
+                label=label(name, 32),
             )
         axis.set_title(
-            f"{found.network}\n{found.neighbors}-NN {100 * found.knn:.1f} %, silhouette {found.silhouette:.3f}",
+            f"{label(found.network)}\n{found.neighbors}-NN {100 * found.knn:.1f} %, silhouette {found.silhouette:.3f}",
             fontsize=10,
         )
         axis.set_xticks([])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distinit_plugin import losses
-from distinit_plugin.engine.figures import COLOURS, new_figure, parts_of
+from distinit_plugin.engine.figures import COLOURS, label, new_figure, parts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -188,7 +188,7 @@ def draw_entropy(study: EntropyStudy) -> Figure:
     heights = [3.4, 3.6] + ([1.75 * len(levels)] if levels else [])
     figure = new_figure(10.5, sum(heights) + 0.4)
     figure.suptitle(
-        f"{study.teacher}: entropy on {len(study.density.entropies)} examples, mean "
+        f"{label(study.teacher)}: entropy on {len(study.density.entropies)} examples, mean "
         f"{study.density.entropies.mean(dtype=np.float64):.2f} nats of at most {study.density.largest:.2f}",
         fontsize=11,
     )
@@ -230,7 +230,7 @@ def _draw_answers(part: SubFigure, study: EntropyStudy) -> None:
     total = len(study.density.entropies)
     shown = answers[:TOP_CLASSES]
     left.barh(range(len(shown)), [100 * count / total for _, count in shown], color=COLOURS[0], height=0.75)
-    left.set_yticks(range(len(shown)), [_short(name) for name, _ in shown], fontsize=8)
+    left.set_yticks(range(len(shown)), [label(name, 22) for name, _ in shown], fontsize=8)
     left.set_ylim(max(len(shown), 5) - 0.4, -0.6)
     left.set_xlabel("share of examples (%)")
     left.set_title(f"first answers: {len(answers)} of {len(study.class_names)} classes occur", fontsize=9)
@@ -267,9 +267,5 @@ def _draw_examples(part: SubFigure, study: EntropyStudy, levels: Sequence[str]) 
             if place < len(study.examples[level]):
                 example = study.examples[level][place]
                 axis.imshow(example.frame)
-                axis.set_title(f"{example.entropy:.2f} nats\n{_short(example.answer)}", fontsize=8)
+                axis.set_title(f"{example.entropy:.2f} nats\n{label(example.answer, 22)}", fontsize=8)
         row[0].set_ylabel(f"{level} entropy", fontsize=9)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else name[:21] + "…"

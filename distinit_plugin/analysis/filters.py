@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from distinit_plugin.engine.figures import COLOURS, new_figure
+from distinit_plugin.engine.figures import COLOURS, label, new_figure
 from distinit_plugin.errors import UserError
 from distinit_plugin.flow.colour import flow_to_colour
 from distinit_plugin.registry import near_matches
@@ -194,7 +194,7 @@ def draw_filters(filters: Sequence[Filters]) -> Figure:
             linestyle=("-", "--", ":")[place // len(COLOURS) % 3],
             marker="o",
             markersize=3,
-            label=f"{found.network}, {found.time_layer}" if shares else f"{found.network}: no kernel reaches over time",
+            label=label(f"{found.network}, {found.time_layer}" if shares else f"{found.network}: no kernel over time", 80),
         )
     axis.set_xticks([0, 1], ["lowest", "highest"])
     axis.grid(alpha=0.3)
@@ -210,7 +210,7 @@ def _title(found: Filters) -> str:
     mean = _mean(found.shares)
     line = "" if mean is None else f"\nmean share of temporal variance {mean:.3f}"
     where = "" if found.time_kernels is None else f" ({found.time_layer})"
-    return f"{found.network}\n{found.layer}: {shown} filters, {channels} × {size}{line}{where}"
+    return f"{label(found.network)}\n{label(found.layer)}: {shown} filters, {channels} × {size}{line}{where}"
 
 
 def _mosaic(found: Filters) -> Pixels:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distinit_plugin.engine.ensemble import Scores, common_videos
-from distinit_plugin.engine.figures import COLOURS, new_figure
+from distinit_plugin.engine.figures import COLOURS, label, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,10 +176,10 @@ def draw_comparison(found: Comparison, *, most: int = MOST) -> Figure:
         (found.first, _BETTER, "o", [100 * own.first for own in shown]),
         (found.second, _WORSE, "D", [100 * own.second for own in shown]),
     ):
-        left.scatter(values, places, color=colour, marker=marker, s=22, label=name, zorder=2)
+        left.scatter(values, places, color=colour, marker=marker, s=22, label=label(name, 100), zorder=2)
     left.set_xlim(-4, 104)
     left.set_xlabel("accuracy of the class (%)")
-    left.set_yticks(places, [f"{own.name} ({own.videos})" for own in shown], fontsize=8)
+    left.set_yticks(places, [f"{label(own.name, 36)} ({own.videos})" for own in shown], fontsize=8)
     left.set_ylim(len(shown) - 0.4, -0.6)
     values = [100 * own.difference for own in shown]
     colours = [_BETTER if value > 100 * WITHIN else _WORSE if value < -100 * WITHIN else _SAME for value in values]

@@ -91,7 +91,7 @@ _C.SOLVER.CLIP_GRAD_VAL = 0.0  # clip each gradient entry to ±this; 0: off
 _C.SOLVER.CLIP_GRAD_L2NORM = 0.0  # clip the global gradient norm to this; 0: off
 
 _C.TENSORBOARD = CfgNode()
-_C.TENSORBOARD.ENABLE = False  # write scalars for TensorBoard
+_C.TENSORBOARD.ENABLE = False  # write scalars, first filters and confusion matrices for TensorBoard
 _C.TENSORBOARD.LOG_DIR = ""  # under OUTPUT_DIR; empty: "tensorboard"
 
 # ---------------------------------------------------------------------------------------------- the plugin's own nodes

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distinit_plugin.engine.figures import COLOURS, new_figure, save_figure
+from distinit_plugin.engine.figures import label as shown
 from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
 from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.errors import UserError
@@ -129,7 +130,7 @@ def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     else:
-        figure.suptitle(next(iter(curves)), fontsize=11)
+        figure.suptitle(shown(next(iter(curves))), fontsize=11)
     return figure
 
 
@@ -142,7 +143,7 @@ def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
         axis.plot(
             moments,
             [curve[moment] for moment in moments],
-            label=name,
+            label=shown(name),
             color=COLOURS[place % len(COLOURS)],
             linestyle="-" if place < len(COLOURS) else "--",
             marker="o" if len(moments) <= _DOTS_UP_TO else None,

@@ -28,6 +28,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def label(name: str, most: int = 48) -> str:
+    """A name that somebody gave, as a picture can show it: on one line, not too long, no formula, never hidden."""
+    text = " ".join(name.encode("utf-8", "replace").decode().split())
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    text = text.replace("$", r"\$")  # what stands between two of them would be read as a formula
+    return f" {text}" if text.startswith("_") else text  # legends leave such names out
+
+
 def parts_of(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
     """Parts of a figure, one below the other."""
     return list(figure.subfigures(len(heights), 1, height_ratios=list(heights), squeeze=False)[:, 0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from distinit_plugin.engine.figures import COLOURS, new_figure, save_figure
+from distinit_plugin.engine.figures import COLOURS, label, new_figure, save_figure
 from distinit_plugin.engine.motion import CONTROLS, ControlErrors, LayerMotion
 from distinit_plugin.errors import UserError, shown
 from distinit_plugin.files import write_csv, write_json
@@ -159,13 +159,13 @@ def draw_motion(curves: Sequence[MotionCurve]) -> Figure:
         axis.plot(
             [names.index(layer.layer) for layer in curve.layers],
             [layer.epe for layer in curve.layers],
-            label=curve.name,
+            label=label(curve.name),
             color=COLOURS[place % len(COLOURS)],
             marker="o",
             markersize=4,
             linewidth=1.5,
         )
-    axis.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+    axis.set_xticks(range(len(names)), [label(name) for name in names], rotation=45 if max(map(len, names)) > 3 else 0)
     axis.set_xlabel("features")
     axis.set_ylabel("end-point error (pixels)")
     errors = [*zeros.values(), *(layer.epe for curve in curves for layer in curve.layers)]

@@ -139,7 +139,7 @@ def visualize_epe(
     """
     check_output(output)
     found = [read_networks(probe) for probe in probes]
-    titles = distinct_names([curves[0].name for curves in found], names)
+    titles = distinct_names(probes, names or [curves[0].name for curves in found])
     curves: list[MotionCurve] = []
     for title, (own, *others) in zip(titles, found, strict=True):
         curves.append(MotionCurve(title, own.layers))
@@ -186,7 +186,7 @@ def visualize_flow(
             f"{wrong} holds no pictures of a probe of motion ({SAMPLES_FILE}). Name one video, or folders of "
             "distinit probe-motion."
         )
-    titles = distinct_names([read_networks(probe)[0].name for probe in probes], names)
+    titles = distinct_names(probes, names or [read_networks(probe)[0].name for probe in probes])
     samples = {title: read_samples(probe / SAMPLES_FILE) for title, probe in zip(titles, probes, strict=True)}
     check_same_clips(samples)
     rows = sample_rows(samples)
