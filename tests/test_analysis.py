@@ -237,9 +237,7 @@ def test_differences_are_those_of_the_common_videos():
     found = compare_runs(scores_of("a", first), other)
     assert found.missing == {"b": [f"/v/{n}.mp4" for n in range(60, 70)]}
     right = np.stack([values[:60].argmax(1) == labels[:60] for values in (first, second)]).astype(float)
-    by_hand = {
-        CLASSES[k]: right[0, labels[:60] == k].mean() - right[1, labels[:60] == k].mean() for k in range(7)
-    }
+    by_hand = {CLASSES[k]: right[0, labels[:60] == k].mean() - right[1, labels[:60] == k].mean() for k in range(7)}
     assert {own.name: own.difference for own in found.classes} == pytest.approx(by_hand)
     assert [own.difference for own in found.classes] == sorted(by_hand.values(), reverse=True)
     assert found.overall.difference == pytest.approx(right[0].mean() - right[1].mean())
@@ -284,7 +282,7 @@ def test_of_many_classes_both_ends_are_drawn():
 # ------------------------------------------------------------------------------------------------------- confusion
 def test_mistakes_are_listed_by_number():
     labels = np.array([0] * 6 + [1] * 4 + [2] * 2)
-    answers = np.array([0, 0, 1, 1, 1, 2] + [1, 1, 1, 0] + [2, 2])
+    answers = np.array([0, 0, 1, 1, 1, 2, 1, 1, 1, 0, 2, 2])
     table = confusion_of(labels, answers, 4)
     assert table.tolist() == [[2, 3, 1, 0], [1, 3, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
     names = ["a", "b", "c", "nobody"]

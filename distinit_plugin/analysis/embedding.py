@@ -162,8 +162,8 @@ def embedding_rows(embeddings: Sequence[Embedding]) -> list[list[Any]]:
     """For CSV: a row for each video of each network."""
     rows: list[list[Any]] = [["network", "path", "class", "x", "y"]]
     for found in embeddings:
-        for path, label, (x, y) in zip(found.paths, found.labels, found.points, strict=True):
-            rows.append([found.network, path, found.class_names[label], f"{x:.5g}", f"{y:.5g}"])
+        for path, own, (x, y) in zip(found.paths, found.labels, found.points, strict=True):
+            rows.append([found.network, path, found.class_names[own], f"{x:.5g}", f"{y:.5g}"])
     return rows
 
 
@@ -172,9 +172,10 @@ def draw_embeddings(embeddings: Sequence[Embedding]) -> Figure:
     across = min(len(embeddings), 3)
     down = -(-len(embeddings) // across)
     names = embeddings[0].class_names
-    columns = max(1, min(len(names), round(4.6 * across * 9 / (min(max(map(len, names)), 32) + 6))))
+    width = 4.6 * across if len(names) <= 16 else max(4.6 * across, 7.0)
+    columns = max(1, min(len(names), int(width / (0.068 * min(max(map(len, names)), 32) + 0.5))))
     legend = 0.19 * -(-len(names) // columns) + 0.2
-    figure = new_figure(4.6 * across, 4.4 * down + legend)
+    figure = new_figure(width, 4.4 * down + legend)
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis, found in zip(axes, embeddings, strict=False):
         for place, name in enumerate(names):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from distinit_plugin.engine.figures import COLOURS, label, new_figure
+from distinit_plugin.engine.figures import COLOURS, DPI, label, new_figure
 from distinit_plugin.errors import UserError
 from distinit_plugin.flow.colour import flow_to_colour
 from distinit_plugin.registry import near_matches
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 MAX_SHOWN = 64
 """Filters of a layer that are drawn, the first ones; numbers are of all."""
 
-_GAP, _BAR = 2, 1
-_WIDE = 3.6
-"""Inches of one network's column."""
+_GAP, _BAR = 3, 1
+_CELL, _NARROW, _WIDE = 3 / DPI, 3.6, 7.0
+"""Inches of a weight, and of one network's column at least and at most."""
 
 Pixels = npt.NDArray[np.float64]
 
@@ -168,18 +168,20 @@ def _mean(shares: Sequence[float]) -> float | None:
 def draw_filters(filters: Sequence[Filters]) -> Figure:
     """Each layer's kernels as strips of time steps, side by side, over the shares of all of them."""
     mosaics = [_mosaic(found) for found in filters]
-    tallest = min(max(mosaic.shape[0] / mosaic.shape[1] for mosaic in mosaics), 2.5)
-    figure = new_figure(max(_WIDE * len(filters), 5.0), _WIDE * tallest + 4.2)
-    grid = figure.add_gridspec(2, len(filters), height_ratios=[_WIDE * tallest, 2.4])
-    has_bars = any(found.time_kernels is None and found.time_layer for found in filters)
+    widths = [min(max(_CELL * mosaic.shape[1], _NARROW), _WIDE) for mosaic in mosaics]
+    heights = [width * mosaic.shape[0] / mosaic.shape[1] for width, mosaic in zip(widths, mosaics, strict=True)]
+    highest = min(max(heights), 10.0)
+    figure = new_figure(max(sum(widths), 5.0), highest + 4.2)
+    grid = figure.add_gridspec(2, len(filters), height_ratios=[highest, 2.4], width_ratios=widths)
     for place, (found, mosaic) in enumerate(zip(filters, mosaics, strict=True)):
         axis = figure.add_subplot(grid[0, place])
+        axis.set_anchor("N")
         axis.imshow(mosaic, interpolation="nearest")
         axis.set_title(_title(found), fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-        if has_bars:
+        if found.kernels.shape[2] > 1:
             axis.set_xlabel("time steps from left to right; bar: share", fontsize=8, color="0.3")
     axis = figure.add_subplot(grid[1, :])
     axis.set_ylabel("share of\ntemporal variance")
@@ -194,7 +196,9 @@ def draw_filters(filters: Sequence[Filters]) -> Figure:
             linestyle=("-", "--", ":")[place // len(COLOURS) % 3],
             marker="o",
             markersize=3,
-            label=label(f"{found.network}, {found.time_layer}" if shares else f"{found.network}: no kernel over time", 80),
+            label=label(
+                f"{found.network}, {found.time_layer}" if shares else f"{found.network}: no kernel over time", 80
+            ),
         )
     axis.set_xticks([0, 1], ["lowest", "highest"])
     axis.grid(alpha=0.3)

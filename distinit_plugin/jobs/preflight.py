@@ -23,8 +23,8 @@ from distinit_plugin.config.validate import problems_of, touches
 from distinit_plugin.errors import ConfigError, Problems, UserError, VideoError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.session import choose_device
-from distinit_plugin.jobs.testing import check_same_classes, saved_class_names, weights_to_test
 from distinit_plugin.jobs.tensorboard import import_tensorboard
+from distinit_plugin.jobs.testing import check_same_classes, saved_class_names, weights_to_test
 from distinit_plugin.types import Network, Split
 from distinit_plugin.video.corpus import Mixture
 from distinit_plugin.video.decode import open_video

@@ -30,6 +30,7 @@ class Board:
             step: Optimizer steps done.
         """
         self._writer, self._name, self._network, self._step = writer, name, network, step
+        self._drawn = -1
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Note a value."""
@@ -37,12 +38,18 @@ class Board:
 
     def draw(self, evaluation: Evaluation | None = None) -> None:
         """Note the first filters, and of a validation with labels the confusion matrix."""
+        step = self._step()
+        if step != self._drawn:
+            self._drawn = step
+            self._draw_filters(step)
+        if evaluation is not None:
+            _add_confusion(self._writer, "val", self._name, evaluation, step)
+
+    def _draw_filters(self, step: int) -> None:
         assert isinstance(self._network, nn.Module)
         with contextlib.suppress(UserError):  # of another library's networks not all see pixels by a convolution
             filters = first_filters(self._name, self._network, self._network.view_specs("train"))
-            self._writer.add_figure("filters", draw_filters(filters), self._step())
-        if evaluation is not None:
-            _add_confusion(self._writer, "val", self._name, evaluation, self._step())
+            self._writer.add_figure("filters", draw_filters(filters), step)
 
     def close(self) -> None:
         """Write everything out."""
