@@ -258,9 +258,9 @@ def test_intervals_are_those_of_drawing_videos_again():
     rng = np.random.default_rng(5)
     for own in [found.overall, *found.classes]:
         own_gains = gains if own is found.overall else gains[labels == CLASSES.index(own.name)]
-        drawn = [rng.choice(own_gains, len(own_gains)).mean() for _ in range(2000)]
+        drawn = [rng.choice(own_gains, len(own_gains)).mean() for _ in range(800)]
         low, high = np.quantile(drawn, [0.025, 0.975])
-        assert (own.low, own.high) == pytest.approx((low, high), abs=0.25 * (high - low))
+        assert (own.low, own.high) == pytest.approx((low, high), abs=0.3 * (high - low))
         assert own.low <= own.difference <= own.high
     assert found.overall.is_clear
     assert compare_runs(scores_of("a", first), scores_of("b", second)) == found  # seeded

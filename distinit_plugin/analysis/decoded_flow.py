@@ -18,6 +18,9 @@ from distinit_plugin.files import write_file
 from distinit_plugin.flow.motion import flow_errors
 from distinit_plugin.flow.pictures import Picture, colour_flow, large_length, picture_rows
 
+_SMALLEST = 112
+"""Pixels of a picture's height that are aimed at."""
+
 
 def write_samples(path: Path, samples: Sequence[MotionSample]) -> None:
     """Keep the samples of one network, so that they can be drawn beside those of others."""
@@ -90,6 +93,12 @@ def sample_rows(networks: Mapping[str, Sequence[MotionSample]]) -> list[list[Any
     return rows
 
 
+def _enlarged(picture: Picture) -> Picture:
+    """Small pictures in whole multiples of their size."""
+    factor = max(1, _SMALLEST // len(picture))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def draw_samples(networks: Mapping[str, Sequence[MotionSample]], title: str) -> Image.Image:
     """Each sample's frame, its flow, and what was decoded from each layer of each network.
 
@@ -110,5 +119,5 @@ def draw_samples(networks: Mapping[str, Sequence[MotionSample]], title: str) -> 
             for decoded in samples[number].decoded.values():
                 cells = functional.interpolate(decoded[None].float(), size=size, mode="nearest")[0]
                 shown.append(colour_flow(cells.permute(1, 2, 0).contiguous().numpy(), largest))
-        rows.append(shown)
+        rows.append([_enlarged(picture) for picture in shown])
     return picture_rows(rows, columns, title, largest)
