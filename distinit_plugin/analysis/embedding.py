@@ -125,7 +125,7 @@ def embed(
     rows: npt.NDArray[np.float32] = nn.functional.normalize(features.float(), dim=1).numpy()
     components = min(_COMPONENTS, num_features, num_videos)
     with sklearn.config_context(working_memory=_WORKING_MEMORY):
-        main = PCA(components, svd_solver="covariance_eigh").fit_transform(rows)
+        main = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(rows)
         layout = TSNE(init="pca", perplexity=min(_PERPLEXITY, (num_videos - 1) / 3), random_state=seed)
         points = layout.fit_transform(main)
         silhouette = float(silhouette_score(rows, labels.numpy()))
