@@ -51,6 +51,9 @@ VERBS = {
     "extract-flow": Verb("extract_flow", "optical flow of a corpus, one small lossless file per video; resumable"),
     "show-flow": Verb("show_flow", "optical flow as colour beside the frames, as a PNG or a video"),
     "check-inflation": Verb("check_inflation", "how far an inflated network is from its image network on a still clip"),
+    "visualize": Verb(
+        "visualize", "pictures with their numbers: filters, tsne, entropy, per-class, confusion, curves, epe, flow"
+    ),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,6 +77,30 @@ def write_text(path: str | os.PathLike[str], text: str, *, shared: bool = False,
     """``write_file`` for text, in UTF-8; names of files need not be valid in it and still find their file."""
     content = text.encode("utf-8", "surrogateescape")
     write_file(path, lambda file: file.write(content), shared=shared, durable=durable)
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """``write_file`` for JSON: named tuples become objects, NaN and infinities, which JSON has not, null."""
+    write_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
+    """``write_file`` for rows of a table, the header among them; what is no finite number stays empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        ["" if isinstance(value, float) and not math.isfinite(value) else value for value in row] for row in rows
+    )
+    write_text(path, text.getvalue())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ LAYERS = (
     {"losses"},
     {"objectives"},
     {"engine"},
+    {"analysis"},
     {"config"},
     {"building"},
     {"build"},

@@ -125,8 +125,9 @@ def build_dataset(
     *,
     keep_index: bool = True,
     targets: Mapping[str, CachedTargets] | None = None,
+    clip_spec: ViewSpec | None = None,
 ) -> ClipDataset:
-    """Records + decoding + sampling + views. The clip is that of the student's first view.
+    """Records + decoding + sampling + views.
 
     Args:
         cfg: The configuration.
@@ -135,11 +136,12 @@ def build_dataset(
         split: Which use.
         keep_index: Keep the videos' time stamps on disk (CORPUS.INDEX_CACHE); else in memory only.
         targets: From ``build_targets``.
+        clip_spec: What the clip is; ``None``: the student's first view of ``specs``.
     """
     index_cache = _index_folder(cfg) if keep_index else None
     if isinstance(videos, Keyframes):
         return build_keyframe_dataset(cfg, videos, specs, split, index_cache=index_cache)
-    clip_spec = next(spec for name, spec in specs.items() if name.startswith("student/"))
+    clip_spec = clip_spec or next(spec for name, spec in specs.items() if name.startswith("student/"))
     is_test = split == "test"
     low, high = cfg.DATA.TRAIN_JITTER_SCALES
     return ClipDataset(
@@ -167,7 +169,9 @@ def _index_folder(cfg: CfgNode) -> str:
     return cfg.CORPUS.INDEX_CACHE or str(Path(cfg.OUTPUT_DIR) / FRAME_INDEX_FOLDER)
 
 
-def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split) -> ClipDataset:
+def build_grid_dataset(
+    cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec: ViewSpec, split: Split, *, keep_index: bool = True
+) -> ClipDataset:
     """One teacher's view of every clip and crop that a training or validation shows, which keys number.
 
     Args:
@@ -176,6 +180,7 @@ def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec:
         view: What the teacher is fed.
         clip_spec: The student's first view.
         split: ``train`` or ``val``.
+        keep_index: As for ``build_dataset``.
     """
     grid = shown_grid(cfg, split, view)
     return ClipDataset(
@@ -188,7 +193,7 @@ def build_grid_dataset(cfg: CfgNode, videos: Mixture, view: ViewSpec, clip_spec:
         num_clips=grid.clips,
         num_crops=grid.crops,
         timeout=cfg.CORPUS.DECODE_TIMEOUT or None,
-        index_cache=_index_folder(cfg),
+        index_cache=_index_folder(cfg) if keep_index else None,
         flow=build_stored_flow(cfg) if view.modality == "flow" else None,
     )
 

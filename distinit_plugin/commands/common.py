@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Callable
 
-from distinit_plugin.config.load import read_cfg
+from distinit_plugin.config.load import load_cfg, load_network_cfg, read_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.validate import network_problems
 from distinit_plugin.errors import ConfigError
 
 
@@ -154,21 +153,13 @@ def load_network_from_arguments(arguments: argparse.Namespace, words: list[str])
     return load_network_cfg(files, [*pairs, *words, *arguments.opts])
 
 
-def load_network_cfg(files: list[str], words: list[str]) -> CfgNode:
-    """Load a configuration of which only the network counts.
-
-    Args:
-        files: YAML files.
-        words: ``KEY VALUE`` words over them.
+def load_corpora_from_arguments(arguments: argparse.Namespace) -> CfgNode:
+    """As ``load_from_arguments`` of the YAML files alone, where only the videos count.
 
     Raises:
-        UserError: Anything wrong with the keys or the network's switches, everything at once.
+        UserError: A file cannot be read, or has keys that do not exist.
     """
-    reading = read_cfg(files, words, check=False)
-    problems = [*reading.problems, *network_problems(reading.cfg, reading.wrong)]
-    if problems:
-        raise ConfigError(problems)
-    return reading.cfg
+    return load_cfg(arguments.cfg_files, check=False)[0]
 
 
 def _split_pairs(words: list[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Draw the curves of one or several runs (their json_stats.log files) as a PNG."""
+"""Draw the curves of one or several runs (their json_stats.log files) as a PNG, with the numbers as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the picture."""
-    from distinit_plugin.engine.curves import plot_curves
+    from distinit_plugin.jobs.visualize_runs import visualize_curves
 
-    plot_curves({folder.name: folder for folder in arguments.runs}, arguments.output)
-    print(f"wrote {arguments.output}")
+    visualize_curves(arguments.runs, arguments.output)
     return 0

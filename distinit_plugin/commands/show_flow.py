@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from distinit_plugin.commands.common import positive, seconds, whole
 
@@ -15,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("video", help="a video file, or a folder of frames")
     parser.add_argument("output", type=Path, help="FILE.png: a sheet of some frames; FILE.mp4: all of the video")
+    add_flow_arguments(parser)
+
+
+def add_flow_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where flow is from and how it is drawn."""
     parser.add_argument("--store", default="", metavar="FOLDER", help="show the flow that is kept there (extract-flow)")
     parser.add_argument(
         "--backend", default="dual_tvl1", help="otherwise: dual_tvl1, dis_medium, dis_fast (OpenCV), tvl1, raft"
@@ -35,16 +41,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     from distinit_plugin.jobs.flow_pictures import show_flow
 
-    show_flow(
-        arguments.video,
-        arguments.output,
-        store=arguments.store,
-        backend=arguments.backend,
-        options={"weights": arguments.weights} if arguments.weights else {},
-        device=arguments.device,
-        size=arguments.size,
-        num_frames=arguments.frames,
-        largest=arguments.largest,
-        timeout=arguments.timeout,
-    )
+    show_flow(arguments.video, arguments.output, **flow_options(arguments))
     return 0
+
+
+def flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags of ``add_flow_arguments`` as arguments of the job."""
+    return {
+        "store": arguments.store,
+        "backend": arguments.backend,
+        "options": {"weights": arguments.weights} if arguments.weights else {},
+        "device": arguments.device,
+        "size": arguments.size,
+        "num_frames": arguments.frames,
+        "largest": arguments.largest,
+        "timeout": arguments.timeout,
+    }

@@ -122,7 +122,7 @@ _C.DETECTION.SPATIAL_SCALE_FACTOR = 0  # stride that ROI.LAYER must have, pixels
 _C.DETECTION.ROI_XFORM_RESOLUTION = 7  # cells of a box on each side, over which the maximum is taken
 
 _C.TENSORBOARD = CfgNode()
-_C.TENSORBOARD.ENABLE = False  # write scalars for TensorBoard
+_C.TENSORBOARD.ENABLE = False  # write scalars, first filters and confusion matrices for TensorBoard
 _C.TENSORBOARD.LOG_DIR = ""  # under OUTPUT_DIR; empty: "tensorboard"
 
 # ---------------------------------------------------------------------------------------------- the plugin's own nodes

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, Merger
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
-from distinit_plugin.config.validate import problems_of
+from distinit_plugin.config.validate import network_problems, problems_of
 from distinit_plugin.config.yaml_files import base_beside, parse_yaml, read_chain
 from distinit_plugin.errors import ConfigError, shown
 from distinit_plugin.registry import near_matches
@@ -97,6 +97,23 @@ def read_cfg(
         raise ConfigError(unreadable)
     merger.merge_pairs(list(opts), "--opts")
     return _finish(cfg, merger, check)
+
+
+def load_network_cfg(files: Sequence[str], words: Sequence[str]) -> CfgNode:
+    """Load a configuration of which only the network counts.
+
+    Args:
+        files: YAML files.
+        words: ``KEY VALUE`` words over them.
+
+    Raises:
+        UserError: Anything wrong with the keys or the network's switches, everything at once.
+    """
+    reading = read_cfg(list(files), list(words), check=False)
+    problems = [*reading.problems, *network_problems(reading.cfg, reading.wrong)]
+    if problems:
+        raise ConfigError(problems)
+    return reading.cfg
 
 
 def _good(reading: Reading) -> tuple[CfgNode, list[str]]:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distinit_plugin.engine.figures import COLOURS, new_figure, save_figure
+from distinit_plugin.engine.figures import label as shown
 from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
 from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Curve = dict[float, float]
 """Epoch (fractions between epochs) → value. A later line for the same moment replaces the earlier (resumed runs)."""
 
 _DOTS_UP_TO = 60
 _LOG_RANGE = 20  # a learning rate that falls by more than this is drawn on a logarithmic scale
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
-"""Of lines: those of Okabe and Ito."""
 
 
 @dataclass
@@ -103,10 +103,20 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
     Raises:
         UserError: A run has no curves, or ``output`` cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, which no other process has to wait
-    from matplotlib.figure import Figure
+    save_figure(draw_curves({name: read_curves(folder) for name, folder in runs.items()}), output)
 
-    curves = {name: read_curves(folder) for name, folder in runs.items()}
+
+def curve_rows(curves: Mapping[str, RunCurves]) -> list[list[Any]]:
+    """A header, and a row for each point of each curve: run, what it is of, epoch, value."""
+    rows: list[list[Any]] = [["run", "curve", "epoch", "value"]]
+    for name, run in curves.items():
+        for curve in fields(run):
+            rows += [[name, curve.name, *point] for point in sorted(getattr(run, curve.name).items())]
+    return rows
+
+
+def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
+    """The picture of ``plot_curves``, from what is read already."""
     panels = [("training loss", "train_loss")]
     if any(run.val_loss for run in curves.values()):
         panels.append(("validation loss", "val_loss"))
@@ -117,8 +127,7 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
     panels.append(("learning rate", "lr"))
     columns = 2 if len(panels) == 4 else len(panels)
     lines = len(panels) // columns
-    figure = Figure(figsize=(4.8 * columns, 3.4 * lines + 0.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.8 * columns, 3.4 * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis, (label, attribute) in zip(axes, panels, strict=True):
         _draw(axis, label, {name: getattr(run, attribute) for name, run in curves.items()})
@@ -126,8 +135,8 @@ def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     else:
-        figure.suptitle(next(iter(curves)), fontsize=11)
-    write_file(output, lambda file: figure.savefig(file, format="png"))
+        figure.suptitle(shown(next(iter(curves))), fontsize=11)
+    return figure
 
 
 def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
@@ -139,7 +148,7 @@ def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
         axis.plot(
             moments,
             [curve[moment] for moment in moments],
-            label=name,
+            label=shown(name),
             color=COLOURS[place % len(COLOURS)],
             linestyle="-" if place < len(COLOURS) else "--",
             marker="o" if len(moments) <= _DOTS_UP_TO else None,

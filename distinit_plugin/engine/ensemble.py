@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,39 @@ def combine_scores(runs: Sequence[Scores], weights: Sequence[float]) -> Ensemble
     Raises:
         UserError: Classes or labels differ, or no video is in all runs.
     """
+    common = common_videos(runs)
+    values = [run.values[rows] for run, rows in zip(runs, common.rows, strict=True)]
+    mean = np.average(values, axis=0, weights=list(weights))
+    return Ensemble(
+        paths=common.paths,
+        runs={run.name: _accuracies(part, common.labels) for run, part in zip(runs, values, strict=True)},
+        together=_accuracies(mean, common.labels),
+        missing=common.missing,
+    )
+
+
+class CommonVideos(NamedTuple):
+    """What several runs tested, matched by path.
+
+    Attributes:
+        paths: V videos that are in all of them.
+        labels: (V,) int64.
+        rows: Of each run, (V,) the row of each of these videos.
+        missing: Name → videos of other runs that it lacks.
+    """
+
+    paths: list[str]
+    labels: npt.NDArray[np.int64]
+    rows: list[list[int]]
+    missing: dict[str, list[str]]
+
+
+def common_videos(runs: Sequence[Scores]) -> CommonVideos:
+    """The videos that are in all runs; runs have different names.
+
+    Raises:
+        UserError: Classes or labels differ, or no video is in all runs.
+    """
     first = runs[0]
     for run in runs[1:]:
         if run.class_names != first.class_names:
@@ -127,26 +160,20 @@ def combine_scores(runs: Sequence[Scores], weights: Sequence[float]) -> Ensemble
                 f"{run.name} and {first.name} have other labels for {len(other)} videos ({path}, …): they are not of "
                 "the same list."
             )
-    values = [run.values[places] for run, places in zip(runs, order, strict=True)]
-    mean = np.average(values, axis=0, weights=list(weights))
-    return Ensemble(
-        paths=paths,
-        runs={run.name: _accuracies(part, labels) for run, part in zip(runs, values, strict=True)},
-        together=_accuracies(mean, labels),
-        missing={
-            run.name: lost
-            for run, row in zip(runs, rows, strict=True)
-            if (lost := [path for path in anywhere if path not in row])
-        },
-    )
+    missing = {
+        run.name: lost
+        for run, row in zip(runs, rows, strict=True)
+        if (lost := [path for path in anywhere if path not in row])
+    }
+    return CommonVideos(paths, labels, order, missing)
 
 
-def missing_sentences(ensemble: Ensemble) -> list[str]:
-    """One sentence for each run that lacks videos of the others."""
+def missing_sentences(missing: Mapping[str, Sequence[str]]) -> list[str]:
+    """One sentence for each run that lacks videos of the others (name → these videos)."""
     return [
         f"{name} has no scores of {len(paths)} videos that others have, so they are left out: "
-        f"{shorten(paths[:6], len(paths))}"
-        for name, paths in ensemble.missing.items()
+        f"{shorten(list(paths[:6]), len(paths))}"
+        for name, paths in missing.items()
     ]
 
 
@@ -160,5 +187,5 @@ def _differing_classes(one: Scores, other: Scores) -> str:
     names = [run.class_names[place] if place < len(run.class_names) else "missing" for run in (one, other)]
     return (
         f"{one.name} and {other.name} have different classes ({len(one.class_names)} and {len(other.class_names)}; "
-        f"class {place} is '{names[0]}' and '{names[1]}'), so their scores cannot be averaged."
+        f"class {place} is '{names[0]}' and '{names[1]}'), so their scores cannot be brought together."
     )

@@ -6,8 +6,6 @@ softmaxes of a video's clips.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +23,7 @@ from torch.nn import functional as F
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.meters import MeanMeter, term_key
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file, write_text
+from distinit_plugin.files import write_csv, write_file, write_text
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import BadVideo, Batch, ModelOutput
 
@@ -54,6 +52,21 @@ def top_k(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], k: int
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
     return float((ahead.sum(axis=1) < k).mean())
+
+
+def confusion_of(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """(K,K) counts of V videos: row = label, column = prediction."""
+    table = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(table, (labels, predicted), 1)
+    return table
+
+
+def confusion_rows(table: npt.NDArray[np.int64], class_names: Sequence[str]) -> list[list[Any]]:
+    """The counts as rows of a CSV, with names at both edges."""
+    rows = zip(class_names, table.tolist(), strict=True)
+    return [["label \\ predicted", *class_names], *([name, *counts] for name, counts in rows)]
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,7 @@ class Evaluation:
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
         """(K,K) counts of used videos: row = label, column = prediction."""
-        num_classes = self.scores.shape[1]
-        table = np.zeros((num_classes, num_classes), dtype=np.int64)
-        np.add.at(table, (self.labels[self.used], self.predicted[self.used]), 1)
-        return table
+        return confusion_of(self.labels[self.used], self.predicted[self.used], self.scores.shape[1])
 
     @property
     def per_class(self) -> npt.NDArray[np.float64]:
@@ -151,10 +161,8 @@ class Evaluation:
         }
         write_text(folder / "metrics.json", json.dumps(self.metrics(), indent=2, ensure_ascii=False) + "\n")
         write_file(folder / SCORES_FILE, lambda file: np.savez_compressed(file, **arrays))
-        _write_csv(folder / "videos.csv", self._video_rows())
-        header = ["label \\ predicted", *self.class_names]
-        rows = [[name, *counts] for name, counts in zip(self.class_names, self.confusion.tolist(), strict=True)]
-        _write_csv(folder / "confusion.csv", [header, *rows])
+        write_csv(folder / "videos.csv", self._video_rows())
+        write_csv(folder / "confusion.csv", confusion_rows(self.confusion, self.class_names))
 
     def _video_rows(self) -> list[list[Any]]:
         reasons = dict(self.bad)
@@ -167,12 +175,6 @@ class Evaluation:
             answer = [self.class_names[predicted], int(predicted == label)] if clips else ["", ""]
             rows.append([path, self.class_names[label], *answer, clips, reasons.get(path, "")])
         return rows
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
 
 
 class _Sums:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from distinit_plugin.engine.figures import COLOURS, label, new_figure, save_figure
 from distinit_plugin.engine.motion import CONTROLS, ControlErrors, LayerMotion
 from distinit_plugin.errors import UserError, shown
-from distinit_plugin.files import write_file, write_text
+from distinit_plugin.files import write_csv, write_json
 
-JSON_FILE, CSV_FILE, PLOT_FILE, PICTURES_FILE = "motion.json", "motion.csv", "motion.png", "motion_flow.png"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+JSON_FILE, CSV_FILE, PLOT_FILE = "motion.json", "motion.csv", "motion.png"
+PICTURES_FILE, SAMPLES_FILE = "motion_flow.png", "motion_flow.npz"
 
 EXPECTED = {
     "still": "nothing moves: close to 0 against its own flow; low against the original's, motion is guessed from looks",
@@ -80,18 +83,20 @@ def control_table(curve: MotionCurve) -> Table:
 
 def write_report(folder: Path, curves: Sequence[MotionCurve], settings: dict[str, Any]) -> None:
     """``motion.json`` and ``motion.csv``; the first curve is the one that ``read_curve`` gives back."""
-    contents = {"settings": settings, "curves": [asdict(curve) for curve in curves]}
-    write_text(folder / JSON_FILE, json.dumps(_plain(contents), indent=2, allow_nan=False) + "\n")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    write_json(folder / JSON_FILE, {"settings": settings, "curves": [asdict(curve) for curve in curves]})
+    write_csv(folder / CSV_FILE, motion_rows(curves))
+
+
+def motion_rows(curves: Sequence[MotionCurve]) -> list[list[Any]]:
+    """A header, and a row for each layer of each network; what is not known stays empty."""
     kinds = [f"{name}_{kind}" for name in CONTROLS for kind in ControlErrors._fields]
-    writer.writerow(["network", "layer", "frames", "height", "width", "epe", "zeros", *kinds])
+    rows: list[list[Any]] = [["network", "layer", "frames", "height", "width", "epe", "zeros", *kinds]]
     for curve in curves:
         for layer in curve.layers:
             changes = [value for name in CONTROLS for value in layer.controls.get(name, [math.nan] * 3)]
             numbers = ["" if math.isnan(value) else f"{value:.6g}" for value in (layer.epe, layer.zeros, *changes)]
-            writer.writerow([curve.name, layer.layer, *layer.grid, *numbers])
-    write_text(folder / CSV_FILE, text.getvalue())
+            rows.append([curve.name, layer.layer, *layer.grid, *numbers])
+    return rows
 
 
 def read_curve(folder: str | Path) -> MotionCurve:
@@ -100,39 +105,52 @@ def read_curve(folder: str | Path) -> MotionCurve:
     Raises:
         UserError: There is none.
     """
+    return read_networks(folder)[0]
+
+
+def read_networks(folder: str | Path) -> list[MotionCurve]:
+    """All curves that ``write_report`` left in a folder, at least one; without those of controls.
+
+    Raises:
+        UserError: There are none.
+    """
     path = Path(folder) / JSON_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["curves"][0]
-        layers = []
-        for layer in found["layers"]:
-            frames, height, width = (int(size) for size in layer["grid"])
-            epe, zeros, magnitude = (
-                math.nan if layer[key] is None else float(layer[key]) for key in ("epe", "zeros", "magnitude")
-            )
-            layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
-        return MotionCurve(str(found["name"]), layers)
+        curves = [_curve(found) for found in json.loads(path.read_text(encoding="utf-8"))["curves"]]
+        curves[0]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Name the folder of a probe of motion.") from error
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} is no result of a probe of motion ({shown(str(error))}). Name another folder."
         ) from error
+    return curves
+
+
+def _curve(found: Any) -> MotionCurve:
+    layers = []
+    for layer in found["layers"]:
+        frames, height, width = (int(size) for size in layer["grid"])
+        epe, zeros, magnitude = (
+            math.nan if layer[key] is None else float(layer[key]) for key in ("epe", "zeros", "magnitude")
+        )
+        layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
+    return MotionCurve(str(found["name"]), layers)
 
 
 def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
-    """End-point error over end-points, a line for each network, and what no motion at all would err by.
+    """``draw_motion`` as a PNG.
 
     Raises:
         UserError: ``output`` cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, which no other process has to wait
-    from matplotlib.figure import Figure
+    save_figure(draw_motion(curves), output)
 
-    from distinit_plugin.engine.curves import COLOURS
 
+def draw_motion(curves: Sequence[MotionCurve]) -> Figure:
+    """End-point error over end-points, a line for each network, and what no motion at all would err by."""
     names = list(dict.fromkeys(layer.layer for curve in curves for layer in curve.layers))
-    figure = Figure(figsize=(1.6 + 0.62 * max(len(names), 6), 4.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.6 + 0.62 * max(len(names), 6), 4.0)
     axis = figure.subplots()
     zeros = {layer.layer: layer.zeros for curve in reversed(curves) for layer in curve.layers}
     lengths = [zeros[name] for name in names]
@@ -141,13 +159,13 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
         axis.plot(
             [names.index(layer.layer) for layer in curve.layers],
             [layer.epe for layer in curve.layers],
-            label=curve.name,
+            label=label(curve.name),
             color=COLOURS[place % len(COLOURS)],
             marker="o",
             markersize=4,
             linewidth=1.5,
         )
-    axis.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+    axis.set_xticks(range(len(names)), [label(name) for name in names], rotation=45 if max(map(len, names)) > 3 else 0)
     axis.set_xlabel("features")
     axis.set_ylabel("end-point error (pixels)")
     errors = [*zeros.values(), *(layer.epe for curve in curves for layer in curve.layers)]
@@ -155,18 +173,7 @@ def plot_motion(curves: Sequence[MotionCurve], output: Path) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(curves) + 1), frameon=False)
-    write_file(output, lambda file: figure.savefig(file, format="png"))
-
-
-def _plain(value: Any) -> Any:
-    """What is no finite number (of decoders that diverged) as null; tuples of names as mappings."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, ControlErrors):
-        return _plain(value._asdict())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return figure
 
 
 def _number(value: float, digits: int = 3) -> str:

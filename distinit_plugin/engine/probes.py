@@ -129,15 +129,30 @@ def knn_accuracy(
     Raises:
         UserError: ``k`` is not positive.
     """
+    return _vote(train_features, train_labels, test_features, test_labels, k, leave_out=False)
+
+
+def leave_one_out_accuracy(features: Tensor, labels: Tensor, k: int = 20) -> float:
+    """``knn_accuracy`` of each row (N,D) among all others, at least one; memory grows with N, not with its square."""
+    return _vote(features, labels, features, labels, k, leave_out=True)
+
+
+def _vote(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, k: int, *, leave_out: bool
+) -> float:
+    """``leave_out``: both are the same rows, and none votes for itself."""
     if k < 1:
         raise UserError(f"the number of neighbours must be at least 1, not {k}.")
-    k = min(k, len(train_features))
+    k = min(k, len(train_features) - leave_out)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     bank = nn.functional.normalize(train_features.double(), dim=1)
     correct = 0
     for start in range(0, len(test_features), _CHUNK):
         queries = nn.functional.normalize(test_features[start : start + _CHUNK].double(), dim=1)
-        similarity, neighbours = (queries @ bank.T).topk(k, dim=1)
+        similarities = queries @ bank.T
+        if leave_out:
+            similarities.diagonal(start).fill_(-2.0)  # below any other
+        similarity, neighbours = similarities.topk(k, dim=1)
         # A similarity is in [-1, 1]: divided by 4k, all of them together move a count by less than half a vote.
         votes = torch.zeros(len(queries), num_classes, dtype=torch.float64)
         votes.scatter_add_(1, train_labels[neighbours], 1 + similarity / (4 * k))

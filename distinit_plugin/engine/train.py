@@ -146,7 +146,7 @@ class Trainer:
         self._progress = progress or NoProgress()
         self._validate = validate
         self._precise_bn = precise_bn
-        self._scalars = scalars
+        self.scalars = scalars
         self._guard = FiniteGuard(every_step=device.type == "cpu")
         self._gradients = StepGradients(
             state.objective,
@@ -165,8 +165,8 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of what outlives the training; TensorBoard would lose its last values."""
-        if self._scalars is not None:
-            self._scalars.close()
+        if self.scalars is not None:
+            self.scalars.close()
 
     @property
     def step(self) -> int:
@@ -316,9 +316,9 @@ class Trainer:
         return self._run_clock.per_step[0] * (self.total_steps - self.step)
 
     def _write_scalars(self, group: str, values: Mapping[str, float]) -> None:
-        if self._scalars is not None and distributed.is_main():
+        if self.scalars is not None and distributed.is_main():
             for name, value in values.items():
-                self._scalars.add_scalar(f"{group}/{name}", value, self.step)
+                self.scalars.add_scalar(f"{group}/{name}", value, self.step)
 
     # -------------------------------------------------------------------------------------- the end of an epoch
     def _end_epoch(self, validation: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:

@@ -142,7 +142,7 @@ def _cache_here(
 ) -> list[CachedPart]:
     """The work of one rank."""
     with open_session(cfg, log_to_folder=False, console=console) as session:
-        student = _outline(cfg)
+        student = outline(cfg)
         network = build.build_teacher(cfg, teacher)
         session.place(network)
         parts = []
@@ -159,7 +159,7 @@ def _cache_here(
     return parts
 
 
-def _outline(cfg: CfgNode) -> Network:
+def outline(cfg: CfgNode) -> Network:
     """The student without memory: only what it is fed counts."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from distinit_plugin.engine.progress import ProgressView
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.jobs.demo_boxes import BoxSource, detected, marks_of
 from distinit_plugin.jobs.extraction import check_windows, window_batches
-from distinit_plugin.jobs.prediction import read_names
+from distinit_plugin.jobs.prediction import read_class_names
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import class_names_of
 from distinit_plugin.jobs.trained import Trained, read_trained
@@ -133,7 +133,7 @@ def _names(class_file: str, trained: Trained) -> list[str]:
     if not class_file:
         return trained.class_names
     if Path(class_file).suffix.lower() != ".pbtxt":
-        return read_names(class_file)
+        return read_class_names(class_file)
     known = read_label_map(class_file)
     return [known.get(number, str(number)) for number in range(1, trained.num_classes + 1)]
 

@@ -50,7 +50,7 @@ def ensemble(
         raise UserError(f"{repeated[0]} is named twice. Name each run once; --weights says how much one counts.")
     result = combine_scores([read_scores(file, combine) for file in files], list(weights) or [1.0] * len(runs))
     console = console or Console()
-    for sentence in missing_sentences(result):
+    for sentence in missing_sentences(result.missing):
         console.print(f"warning: {sentence}", highlight=False, soft_wrap=True)
     rows = [Row(name, dict(zip(("top-1", "top-5"), values, strict=True))) for name, values in result.runs.items()]
     rows.append(Row("together", dict(zip(("top-1", "top-5"), result.together, strict=True))))

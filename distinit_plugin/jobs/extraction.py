@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -24,7 +22,7 @@ from distinit_plugin.engine.evaluate import Finish, evaluation_mode
 from distinit_plugin.engine.features import POOLED, import_parquet, outputs_of, row_type, rows_of, write_rows
 from distinit_plugin.engine.progress import Advance
 from distinit_plugin.errors import UserError, VideoError
-from distinit_plugin.files import write_text
+from distinit_plugin.files import write_csv, write_text
 from distinit_plugin.jobs.session import Session, example_views, open_session
 from distinit_plugin.jobs.trained import Trained, read_trained
 from distinit_plugin.types import BadVideo, Batch, Network
@@ -255,6 +253,4 @@ def settle(output: Path, settings: Mapping[str, str], what: str = "features") ->
 def _write_table(output: Path, result: Extraction) -> None:
     rows = [[path, file.name, ""] for path, file in {**result.done, **result.skipped}.items()]
     rows += [[path, "", reason] for path, reason in result.bad]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["video", "file", "note"], *sorted(rows)])
-    write_text(output / TABLE_FILE, text.getvalue())
+    write_csv(output / TABLE_FILE, [["video", "file", "note"], *sorted(rows)])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import logging
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rich.console import Console
 from distinit_plugin.engine.meters import duration_text
 from distinit_plugin.engine.progress import RunLog, open_progress
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_text, writing_alone
+from distinit_plugin.files import write_csv, writing_alone
 from distinit_plugin.flow.backends import build_flow_backend
 from distinit_plugin.flow.entries import SUFFIX
 from distinit_plugin.flow.store import FlowSettings, FlowStore
@@ -252,9 +251,9 @@ def _write_tables(output: Path, result: FlowExtraction) -> None:
     table = {row[0]: row for row in _earlier_rows(output)} | {row[0]: row for row in rows}
     for bad in result.bad:
         table.pop(bad.path, None)
-    _write_csv(output / TABLE_FILE, [_COLUMNS, *(row for _, row in sorted(table.items()))])
+    write_csv(output / TABLE_FILE, [_COLUMNS, *(row for _, row in sorted(table.items()))])
     if result.bad:
-        _write_csv(output / BAD_FILE, [["path", "reason"], *sorted([bad.path, bad.reason] for bad in result.bad)])
+        write_csv(output / BAD_FILE, [["path", "reason"], *sorted([bad.path, bad.reason] for bad in result.bad)])
     else:
         (output / BAD_FILE).unlink(missing_ok=True)
 
@@ -269,9 +268,3 @@ def _earlier_rows(output: Path) -> list[list[Any]]:
     if not rows or rows[0] != _COLUMNS:
         return []
     return [row for row in rows[1:] if len(row) == len(_COLUMNS) and (output / row[1]).exists()]
-
-
-def _write_csv(path: Path, rows: Iterable[list[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())

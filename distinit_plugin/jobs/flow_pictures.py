@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,22 @@ _SAMPLE = 8
 """Flows that tell the length of the full colour of a video."""
 
 
+class FlowLengths(NamedTuple):
+    """How long the flow of a frame is, pixels.
+
+    Attributes:
+        frame: Number in the video.
+        mean: Over the frame.
+        most: What 99 % of the vectors stay below.
+        largest: Of all.
+    """
+
+    frame: int
+    mean: float
+    most: float
+    largest: float
+
+
 def show_flow(
     video: str,
     output: Path,
@@ -39,7 +55,7 @@ def show_flow(
     num_frames: int = 8,
     largest: float | None = None,
     timeout: float = 300.0,
-) -> None:
+) -> list[FlowLengths]:
     """Draw frames and their flow.
 
     Args:
@@ -54,6 +70,9 @@ def show_flow(
         largest: Length of the full colour, pixels; ``None``: from the video.
         timeout: Seconds for the index, and for each frame.
 
+    Returns:
+        The lengths of the flow of each frame of a sheet; of a video none.
+
     Raises:
         UserError: The video or its flow cannot be read, or the output cannot be written.
     """
@@ -67,21 +86,14 @@ def show_flow(
                 assert kept.settings is not None
                 with kept.reader(video, timeout=timeout) as reader:
                     shown: _Shown = _Kept(source, reader, kept.settings.fps)
-                    _draw(
-                        shown,
-                        output,
-                        f"{os.path.basename(video)}  {_short(kept.settings.backend)}",
-                        num_frames,
-                        largest,
-                    )
-            else:
-                check_device(device)
-                shown = _Live(
-                    source, build_flow_backend(backend, "--backend", **(options or {})), device, SizeRule.parse(size)
-                )
-                _draw(
-                    shown, output, f"{os.path.basename(video)}  {_short(shown.backend.identity)}", num_frames, largest
-                )
+                    title = f"{os.path.basename(video)}  {_short(kept.settings.backend)}"
+                    return _draw(shown, output, title, num_frames, largest)
+            check_device(device)
+            shown = _Live(
+                source, build_flow_backend(backend, "--backend", **(options or {})), device, SizeRule.parse(size)
+            )
+            title = f"{os.path.basename(video)}  {_short(shown.backend.identity)}"
+            return _draw(shown, output, title, num_frames, largest)
     except VideoError as error:
         raise UserError(f"{error}.") from error
     except ValueError as error:  # a size that cannot be
@@ -93,13 +105,15 @@ def _short(identity: str) -> str:
     return identity.split("(")[0].strip()
 
 
-def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: float | None) -> None:
+def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: float | None) -> list[FlowLengths]:
     count = len(shown.numbers)
+    lengths: list[FlowLengths] = []
     if output.suffix.lower() == ".png":
         places = np.unique(np.linspace(0, max(count - 2, 0), min(num_frames, count)).round().astype(int)).tolist()
         pairs = [shown.at(place) for place in places]
         full = largest or large_length([flow for _, flow in pairs])
         captions = [f"frame {shown.numbers[place]}" for place in places]
+        lengths = [_lengths(int(shown.numbers[place]), flow) for place, (_, flow) in zip(places, pairs, strict=True)]
         sheet = contact_sheet([frame for frame, _ in pairs], [flow for _, flow in pairs], captions, title, full)
         file = BytesIO()
         sheet.save(file, format="PNG")
@@ -115,6 +129,12 @@ def _draw(shown: _Shown, output: Path, title: str, num_frames: int, largest: flo
             ),
         )
     print(f"wrote {output} (full colour: {full:.3g} px)")
+    return lengths
+
+
+def _lengths(frame: int, flow: Flow) -> FlowLengths:
+    lengths = np.hypot(flow[..., 0], flow[..., 1])
+    return FlowLengths(frame, float(lengths.mean()), float(np.quantile(lengths, 0.99)), float(lengths.max()))
 
 
 class _Shown:

@@ -12,17 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
 from distinit_plugin import build
+from distinit_plugin.analysis.decoded_flow import draw_samples, write_samples
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import FLOW, TWO_STREAM_NETWORKS
@@ -31,6 +29,7 @@ from distinit_plugin.engine.motion_report import (
     EXPECTED,
     PICTURES_FILE,
     PLOT_FILE,
+    SAMPLES_FILE,
     MotionCurve,
     control_table,
     error_table,
@@ -42,7 +41,6 @@ from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_file
 from distinit_plugin.flow.codes import Quantiser
-from distinit_plugin.flow.pictures import Picture, colour_flow, large_length, picture_rows
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.preflight import check_job
@@ -330,23 +328,7 @@ def _show(
         for control, text in EXPECTED.items():
             console.print(f"{control}: {text}", highlight=False, soft_wrap=True)
     if samples:
-        _draw(samples, result.folder / PICTURES_FILE, result.curve.name)
+        write_samples(result.folder / SAMPLES_FILE, samples)
+        sheet = draw_samples({"": samples}, result.curve.name)
+        write_file(result.folder / PICTURES_FILE, lambda file: sheet.save(file, format="PNG"))
     console.print(f"numbers, plot and pictures: {result.folder}", highlight=False, soft_wrap=True)
-
-
-def _draw(samples: list[MotionSample], output: Path, title: str) -> None:
-    """Each sample's frame, its flow, and what was decoded from each layer (D3D, figures 5 and 6)."""
-    flows = [np.ascontiguousarray(sample.flow.permute(1, 2, 0).numpy()) for sample in samples]
-    largest = large_length(flows)
-    columns = ["frame", "flow", *samples[0].decoded]
-    rows: list[list[Picture]] = []
-    for sample, flow in zip(samples, flows, strict=True):
-        size = (flow.shape[0], flow.shape[1])
-        shown: list[Picture] = [sample.frame.permute(1, 2, 0).contiguous().numpy(), colour_flow(flow, largest)]
-        for decoded in sample.decoded.values():
-            cells = functional.interpolate(decoded[None].float(), size=size, mode="nearest")[0]
-            shown.append(colour_flow(cells.permute(1, 2, 0).contiguous().numpy(), largest))
-        rows.append(shown)
-    file = BytesIO()
-    picture_rows(rows, columns, title, largest).save(file, format="PNG")
-    write_file(output, lambda target: target.write(file.getvalue()))

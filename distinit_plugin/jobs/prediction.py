@@ -71,7 +71,7 @@ def predict(
     cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
     cfg.CORPUS.TEST_CLIPS = "uniform"
     cfg.freeze()
-    names = read_names(class_file) if class_file else trained.class_names
+    names = read_class_names(class_file) if class_file else trained.class_names
     with open_session(cfg, log_to_folder=False) as session:
         network = trained.network()
         specs = dict(network.view_specs("test"))
@@ -103,7 +103,7 @@ def predict(
     return predictions
 
 
-def read_names(class_file: str) -> list[str]:
+def read_class_names(class_file: str) -> list[str]:
     """The names in a file, one per line.
 
     Raises:

@@ -25,8 +25,8 @@ from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.errors import ConfigError, Problems, UserError, VideoError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.session import choose_device
+from distinit_plugin.jobs.tensorboard import import_tensorboard
 from distinit_plugin.jobs.testing import check_same_classes, saved_class_names, weights_to_test
-from distinit_plugin.jobs.training import import_tensorboard
 from distinit_plugin.types import Network, Split
 from distinit_plugin.video.corpus import Corpus, Mixture
 from distinit_plugin.video.decode import open_video
@@ -104,7 +104,7 @@ class _Check:
         if self._are_right("NUM_GPUS", "NUM_SHARDS", "SHARD_ID"):
             with self.problems.collect():
                 choose_device(self._cfg)
-        if self._are_right("TENSORBOARD.") and self._cfg.TENSORBOARD.ENABLE and self._cfg.TRAIN.ENABLE:
+        if self._are_right("TENSORBOARD.") and self._cfg.TENSORBOARD.ENABLE:
             with self.problems.collect():
                 import_tensorboard()
 

@@ -89,8 +89,8 @@ def probe(cfg: CfgNode, *, neighbors: int = 20) -> ProbeResult:
             for videos in (train_videos, test_videos):
                 videos.check_labels(cfg.MODEL.NUM_CLASSES)
         num_crops = cfg.TEST.NUM_SPATIAL_CROPS if fixed else 1
-        train = _features(session, network, train_videos, "train", keep_clips=fixed)
-        test = _features(session, network, test_videos, "test", keep_clips=fixed, num_crops=num_crops)
+        train = features_of(session, network, train_videos, "train", keep_clips=fixed)
+        test = features_of(session, network, test_videos, "test", keep_clips=fixed, num_crops=num_crops)
         train_labels, test_labels = _labels(train, "TRAIN"), _labels(test, "TEST")
         result = ProbeResult(
             knn=knn_accuracy(train.features, train_labels, test.features, test_labels, neighbors),
@@ -135,7 +135,7 @@ def _show(session: Session, result: ProbeResult, neighbors: int) -> None:
     session.log.console.print(terminal_table([row], title=f"{result.num_test} test videos, %", first="frozen features"))
 
 
-def _features(
+def features_of(
     session: Session,
     network: Network,
     videos: Mixture,
@@ -143,12 +143,26 @@ def _features(
     *,
     keep_clips: bool = False,
     num_crops: int = 1,
+    keep_index: bool = True,
 ) -> Features:
-    """Features of the videos of a use, seen as in the test: uniform clips; one centred clip for validations."""
+    """Features of the videos of a use, seen as in the test: uniform clips; one centred clip for validations.
+
+    Args:
+        session: Where and how.
+        network: Any.
+        videos: Of the use.
+        use: In messages, and which clips.
+        keep_clips: As for ``extract_features``.
+        num_crops: Of each clip.
+        keep_index: As for ``build_dataset``.
+
+    Raises:
+        UserError: Too many videos are bad.
+    """
     cfg = session.cfg
     split: Split = "val" if use == "val" else "test"
     specs = dict(network.view_specs(split))
-    dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, split), split)
+    dataset = build.build_dataset(cfg, videos, build.view_specs(network, {}, split), split, keep_index=keep_index)
     loader = build.build_test_loader(cfg, dataset, num_crops=num_crops, progress=session.progress)
     with session.read(loader, use) as batches:
         features = extract_features(
@@ -168,7 +182,7 @@ def _validation_features(session: Session, network: Network) -> tuple[Mixture, F
         return None
     videos = session.corpora.clips("val", labeled=True)
     videos.check_labels(session.cfg.MODEL.NUM_CLASSES)
-    return videos, _features(session, network, videos, "val", keep_clips=True)
+    return videos, features_of(session, network, videos, "val", keep_clips=True)
 
 
 def _labels(features: Features, use: str) -> Tensor:

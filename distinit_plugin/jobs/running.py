@@ -25,6 +25,7 @@ from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.preflight import check_job
 from distinit_plugin.jobs.proposals import test_proposals_in_session
 from distinit_plugin.jobs.session import Session, open_session
+from distinit_plugin.jobs.tensorboard import note_test
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
 
@@ -121,6 +122,7 @@ def _show(session: Session, result: RunResult) -> None:
             session.output_dir / CURVES_FILE,
         )
     if evaluation is not None:
+        note_test(session, evaluation, 0 if training is None else training.steps)
         metrics = evaluation.metrics()
         row = Row(
             session.output_dir.name,

@@ -25,11 +25,11 @@ from distinit_plugin.engine.progress import Advance
 from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
 from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
-from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.keyframes import evaluate_keyframes
 from distinit_plugin.jobs.proposals import measure_proposals
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
 from distinit_plugin.jobs.session import Session, example_views
+from distinit_plugin.jobs.tensorboard import Board, open_writer
 from distinit_plugin.jobs.testing import evaluate_corpus
 from distinit_plugin.objectives import Objective
 from distinit_plugin.types import Batch, Network, ViewSpec
@@ -61,6 +61,8 @@ def train_objective(session: Session, stop: StopSignals | None = None) -> tuple[
     trainer = build_trainer(session, stop=stop)
     try:
         result = trainer.train()
+        if isinstance(trainer.scalars, Board):
+            trainer.scalars.draw()
     finally:
         trainer.close()
     distributed.barrier()  # the main rank has written the last checkpoint, which all ranks may test now
@@ -116,6 +118,7 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
     if saves:
         resume(session, state, sampler.steps_per_epoch)
     _log_model(session, objective)
+    board = _board(session, state, student, sampler.steps_per_epoch) if saves else None
     no_sync = _wrap(session, objective, student.view_specs("train"))
     return Trainer(
         state,
@@ -127,9 +130,9 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
         checkpointer=_checkpointer(session) if saves else None,
         json_logger=meters.JsonLogger(session.output_dir if saves else None, enabled=distributed.is_main()),
         progress=session.progress,
-        validate=_validation(session, objective, student, teachers, state.class_names),
+        validate=_validation(session, objective, student, teachers, state.class_names, board),
         precise_bn=_precise_bn(session, state, videos, student) if cfg.BN.USE_PRECISE_STATS else None,
-        scalars=_scalars(session, state, sampler.steps_per_epoch) if saves else None,
+        scalars=board,
         no_sync=no_sync,
         timers=session.timers(specs),
         stop=stop,
@@ -220,6 +223,7 @@ def _validation(
     student: Network,
     teachers: Mapping[str, Network],
     known_classes: list[str],
+    board: Board | None,
 ) -> Callable[[], Mapping[str, float]] | None:
     """Accuracy of the classifier where there is one, else the objective's terms; ``None`` without CORPUS.VAL."""
     cfg = session.cfg
@@ -235,13 +239,15 @@ def _validation(
 
         return proposals
     if cfg.DETECTION.ENABLE:
-        return _keyframe_validation(session, objective, student)
+        return _keyframe_validation(session, objective, student, board)
     if build.needs_own_logits(cfg) and not teachers:
 
         def accuracy() -> dict[str, float]:
             distributed.share_buffers(objective.trainable)
             evaluation = evaluate_corpus(session, student, "val", known_classes)
             session.refuse_bad_corpus(len(evaluation.paths), "val")
+            if board is not None:
+                board.draw(evaluation)
             return {"loss": evaluation.clip_loss, "top1": evaluation.top_k(1), "top5": evaluation.top_k(5)}
 
         return accuracy
@@ -258,12 +264,16 @@ def _validation(
                 objective, batches, finish=finish, device=session.device, autocast=session.precision.autocast
             )
         session.refuse_bad_corpus(videos.num_videos, "val")
+        if board is not None:
+            board.draw()
         return means
 
     return terms
 
 
-def _keyframe_validation(session: Session, objective: Objective, student: Network) -> Callable[[], Mapping[str, float]]:
+def _keyframe_validation(
+    session: Session, objective: Objective, student: Network, board: Board | None
+) -> Callable[[], Mapping[str, float]]:
     """Frame-mAP; the files are read now, so that nothing is wrong with them after an epoch."""
     judge = build.build_judge(session.cfg, "val")
 
@@ -271,6 +281,8 @@ def _keyframe_validation(session: Session, objective: Objective, student: Networ
         distributed.share_buffers(objective.trainable)
         evaluation = evaluate_keyframes(session, student, "val", judge)
         session.refuse_bad_corpus(evaluation.num_videos, "val")
+        if board is not None:
+            board.draw()
         return {"map": evaluation.result.map}
 
     return frame_map
@@ -305,27 +317,11 @@ def _precise_bn(session: Session, state: RunState, videos: Records, student: Net
     return update
 
 
-def _scalars(session: Session, state: RunState, steps_per_epoch: int) -> Any:
+def _board(session: Session, state: RunState, student: Network, steps_per_epoch: int) -> Board | None:
     """TensorBoard's writer, when it is asked for; what an earlier process wrote after ``state`` is hidden."""
-    cfg = session.cfg
-    if not (cfg.TENSORBOARD.ENABLE and distributed.is_main()):
-        return None
-    folder = str(session.output_dir / (cfg.TENSORBOARD.LOG_DIR or "tensorboard"))
-    done = state.epoch * steps_per_epoch + state.step_in_epoch
-    return import_tensorboard()(folder, purge_step=done + 1 if done else None)
 
+    def done() -> int:
+        return state.epoch * steps_per_epoch + state.step_in_epoch
 
-def import_tensorboard() -> Any:
-    """``SummaryWriter``.
-
-    Raises:
-        UserError: The package is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # only with the extra
-    except ImportError as error:
-        raise UserError(
-            "TENSORBOARD.ENABLE: True, but tensorboard is not installed: pip install 'distinit-plugin[tensorboard]', "
-            "or set it False."
-        ) from error
-    return SummaryWriter
+    writer = open_writer(session, purge_step=done() + 1 if done() else None)
+    return None if writer is None else Board(writer, session.output_dir.name, student, done)

@@ -104,6 +104,16 @@ def torchvision_tags(model: str) -> Mapping[str, Any]:
     return dict(torchvision.models.get_model_weights(model).__members__)
 
 
+def torchvision_categories(model: str, tag: str) -> list[str]:
+    """Names of the classes of published weights; empty where the tag is none of theirs, or they have no names.
+
+    Raises:
+        UserError: torchvision has no such network.
+    """
+    member = torchvision_tags(model).get(tag)
+    return [] if member is None else list(member.meta.get("categories", []))
+
+
 def file_of(member: Any) -> str:
     """File name of a torchvision weights entry."""
     return os.path.basename(urlparse(member.url).path)

@@ -1,0 +1,1 @@
+"""What was learned, as numbers and pictures: filters, features, teachers' entropy, and runs class by class."""
