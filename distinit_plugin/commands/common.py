@@ -101,7 +101,7 @@ def load_from_arguments(
     Raises:
         UserError: Anything wrong with it, everything at once.
     """
-    files, pairs = _split_pairs(arguments.cfg_files)
+    files, pairs = split_pairs(arguments.cfg_files)
     reading = read_cfg(files, [*pairs, *arguments.opts, *(extra or [])])
     for warning in (
         reading.warnings if os.environ.get("RANK", "0") == "0" else ()
@@ -128,7 +128,7 @@ def load_network_from_arguments(arguments: argparse.Namespace, words: list[str])
     Raises:
         UserError: Anything wrong with the keys or the network's switches, everything at once.
     """
-    files, pairs = _split_pairs(arguments.cfg_files)
+    files, pairs = split_pairs(arguments.cfg_files)
     return load_network_cfg(files, [*pairs, *words, *arguments.opts])
 
 
@@ -149,7 +149,7 @@ def load_network_cfg(files: list[str], words: list[str]) -> CfgNode:
     return reading.cfg
 
 
-def _split_pairs(words: list[str]) -> tuple[list[str], list[str]]:
+def split_pairs(words: list[str]) -> tuple[list[str], list[str]]:
     """``--cfg a.yaml KEY VALUE`` without ``--opts`` is what people type: the words after the last YAML are pairs."""
     last = max((place for place, word in enumerate(words) if word.endswith((".yaml", ".yml"))), default=len(words) - 1)
     return words[: last + 1], words[last + 1 :]

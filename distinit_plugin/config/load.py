@@ -83,7 +83,7 @@ def read_cfg(
     unreadable: list[str] = []
     for name in names:
         try:
-            chain = read_chain(resolve_config(name), _find_base)
+            chain = read_chain(resolve_config(name), find_base)
         except ConfigError as error:
             unreadable += error.problems
             continue
@@ -168,7 +168,7 @@ def _shipped(name: str) -> Path | None:
     return candidate if candidate.is_file() else None
 
 
-def _find_base(path: Path, base: str) -> Path | None:
+def find_base(path: Path, base: str) -> Path | None:
     """Beside the file that names it, else shipped, so that a user's own YAML can start from a shipped one."""
     return base_beside(path, base) or _shipped(base)
 

@@ -1,0 +1,223 @@
+"""The adapter to PySlowFast, as far as it goes without PySlowFast; with it: ``test_slowfast_runs.py``."""
+
+import ast
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fvcore.common.config import CfgNode as FvcoreNode
+
+from distinit_plugin import cli
+from distinit_plugin.config.load import shipped_configs
+from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
+from distinit_plugin.errors import ConfigError, UserError
+from distinit_plugin.hosts.slowfast import boot, checkout, launching
+from distinit_plugin.hosts.slowfast.missing import ROIAlign, SoftTargetCrossEntropyLoss
+from distinit_plugin.hosts.slowfast.patches import WITHOUT_VARIABLE, Patch, apply_patches, switched_off
+from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes
+
+PACKAGE = Path(cli.__file__).parent
+
+
+def write_tree(root: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    return root
+
+
+# ---------------------------------------------------------------------------------------------- where it is
+
+
+def test_nothing_but_its_command_imports_the_adapter():
+    importing = set()
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text("utf-8")
+        for node in ast.walk(ast.parse(text)) if "distinit_plugin.hosts" in text else ():
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.startswith("distinit_plugin.hosts") for name in names):
+                importing.add(path.relative_to(PACKAGE).parts[0] + "/" + path.name)
+    assert {name for name in importing if not name.startswith("hosts/")} == {"commands/run_slowfast.py"}
+
+
+def test_absent_it_is_one_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv(checkout.ROOT_VARIABLE, raising=False)
+    monkeypatch.setattr(checkout.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["slowfast", "--cfg", "x.yaml"]) == cli.EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "PYSLOWFAST_ROOT" in said
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"PYSLOWFAST_ROOT is .*nowhere, which is not a folder"):
+        checkout.find_checkout()
+
+
+def test_the_package_of_2020_and_other_folders_are_told_apart(monkeypatch, tmp_path):
+    old = write_tree(tmp_path / "old", ("slowfast/__init__.py", f"slowfast/{checkout.OF_2020}"))
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(old))
+    with pytest.raises(UserError, match=r"release 1\.0 of slowfast, of January 2020"):
+        checkout.find_checkout()
+    part = write_tree(tmp_path / "part", checkout.NEEDED[:3])
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(part))
+    with pytest.raises(UserError, match=r"no checkout of PySlowFast: tools/run_net\.py is missing"):
+        checkout.find_checkout()
+    whole = write_tree(tmp_path / "whole", checkout.NEEDED)
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(whole))
+    assert checkout.find_checkout() == whole.resolve()
+
+
+def test_an_importable_package_is_found(monkeypatch, tmp_path):
+    root = write_tree(tmp_path, ("slowfast/__init__.py", *checkout.NEEDED))
+    monkeypatch.delenv(checkout.ROOT_VARIABLE, raising=False)
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.delitem(sys.modules, "slowfast", raising=False)
+    assert checkout.find_checkout() == root.resolve()
+
+
+def test_absent_packages_are_named_together(monkeypatch):
+    monkeypatch.setattr(checkout, "PACKAGES", {"absent_one": "one==1", "json": "json", "absent_two": "two"})
+    with pytest.raises(UserError, match="pip install one==1 two "):
+        checkout.check_packages()
+
+
+# ---------------------------------------------------------------------------------------------- patches
+
+
+def test_patches_are_applied_where_the_defect_is_and_switched_off_by_name(monkeypatch):
+    cured = []
+    patches = [
+        Patch(name, "", lambda here=here: here, lambda name=name: cured.append(name))
+        for name, here in (("one", True), ("two", False), ("three", True))
+    ]
+    monkeypatch.setenv(WITHOUT_VARIABLE, "three")
+    applied = apply_patches(patches, switched_off(patches))
+    assert cured == ["one"]
+    assert [patch.name for patch in applied] == ["one"]
+    monkeypatch.setenv(WITHOUT_VARIABLE, "tree")
+    with pytest.raises(UserError, match=r"no patch named 'tree'.*Did you mean three"):
+        switched_off(patches)
+
+
+def test_patches_are_documented_each_once():
+    names = [patch.name for patch in boot.PATCHES]
+    assert len(set(names)) == len(names) > 10
+    text = (PACKAGE.parent / "projects" / "slowfast_host" / "README.md").read_text("utf-8")
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+
+
+def test_soft_targets_against_a_loop():
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 0.25]], dtype=torch.float64)
+    targets = torch.tensor([[0.5, 0.5, 1.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
+    each = []
+    for row, weights in zip(logits.tolist(), targets.tolist(), strict=True):
+        normalizer = sum(torch.tensor(value, dtype=torch.float64).exp().item() for value in row)
+        log_probs = [value - torch.tensor(normalizer).log().item() for value in row]
+        each.append(-sum(weight * value for weight, value in zip(weights, log_probs, strict=True)))
+    plain = SoftTargetCrossEntropyLoss(normalize_targets=False, reduction="none")(logits, targets)
+    assert plain.tolist() == pytest.approx(each, abs=1e-6)
+    normalised = SoftTargetCrossEntropyLoss()(logits, targets)
+    assert normalised.item() == pytest.approx((each[0] / 2 + each[1] / 2) / 2, abs=1e-6)
+    labels = torch.tensor([2, -100])
+    expected = torch.nn.functional.cross_entropy(logits[:1], labels[:1]) / 2
+    assert SoftTargetCrossEntropyLoss(normalize_targets=False)(logits, labels).item() == pytest.approx(expected.item())
+
+
+def test_roi_align_takes_the_mean_of_a_box():
+    feature_map = torch.arange(16.0).view(1, 1, 4, 4)
+    pooled = ROIAlign(1, 1.0, 0, aligned=True)(feature_map, torch.tensor([[0, 0, 0, 4, 4]]))
+    assert pooled.item() == pytest.approx(feature_map.mean().item())
+
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.fixture
+def root():
+    """PySlowFast's root node, from the table of its keys, with our nodes in it."""
+    node = FvcoreNode()
+    for key, value in PYSLOWFAST_DEFAULTS.items():
+        *parents, name = key.split(".")
+        inner = node
+        for parent in parents:
+            inner = inner.setdefault(parent, FvcoreNode())
+        inner[name] = value
+    add_nodes(node)
+    add_nodes(node)
+    return node
+
+
+def test_each_file_starts_from_the_defaults_it_was_written_for(root, tmp_path):
+    assert (root.MODEL.MODEL_NAME, root.DATA.TRAIN_CROP_SIZE) == ("SlowFast", 224)
+    theirs = tmp_path / "theirs.yaml"
+    theirs.write_text("SOLVER: {BASE_LR: 1, BASE_LR: 2}\nDISTILL: {TEACHERS: {A: {ARCH: timm/vit, LOSS_WEIGHT: 3}}}\n")
+    cfg = root.clone()
+    cfg.merge_from_file(str(theirs))
+    assert (cfg.MODEL.MODEL_NAME, cfg.DATA.TRAIN_CROP_SIZE, cfg.SOLVER.BASE_LR) == ("SlowFast", 224, 2.0)
+    assert cfg.DISTILL.TEACHERS.A.LOSS_WEIGHT == 3.0
+    assert cfg.DISTILL.TEACHERS.A.TEMPERATURE == 1.0
+    assert "A" not in root.DISTILL.TEACHERS
+    ours = root.clone()
+    ours.merge_from_file("configs/DistInit/table1_r2plus1d18_scratch.yaml")
+    assert (ours.MODEL.MODEL_NAME, ours.DATA.TRAIN_CROP_SIZE) == ("R2Plus1D", 112)
+    again = pickle.loads(pickle.dumps(ours))
+    assert isinstance(again, HostNode)
+    assert again == ours
+
+
+def test_every_shipped_file_loads_there(root):
+    names = shipped_configs()
+    assert len(names) > 100
+    for name in names[::7]:
+        root.clone().merge_from_file(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["SOLVER.BASE_RL", "1"], r"SOLVER\.BASE_RL\. Did you mean SOLVER\.BASE_LR"),
+        (["SOLVER.BASE_LR", "much"], r"Type mismatch .*SOLVER\.BASE_LR"),
+        (["DISTILL.GAET", "skip"], r"DISTILL\.GAET .*Did you mean GATE"),
+        (["DISTILL.TEACHERS.X.LOSS_WEIGHT", "1"], r"give DISTILL\.TEACHERS\.X\.ARCH"),
+        (["NUM_GPUS"], "'NUM_GPUS' is left over"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence(root, words, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        root.clone().merge_from_list(words)
+
+
+def test_words_are_merged_by_the_rules_of_their_node(root):
+    cfg = root.clone()
+    words = "DISTILL.TEACHERS.X.ARCH timm/vit DISTILL.TEACHERS.X.LOSS_WEIGHT 2 SOLVER.BASE_LR 1 DATA.MEAN [0,0,1]"
+    cfg.merge_from_list(words.split())
+    assert (cfg.DISTILL.TEACHERS.X.LOSS_WEIGHT, cfg.SOLVER.BASE_LR, cfg.DATA.MEAN) == (2.0, 1.0, [0, 0, 1])
+    assert not {node for node in OWN_NODES if node in PYSLOWFAST_DEFAULTS}
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def test_a_free_port_is_free():
+    host, port = launching.free_port().removeprefix("tcp://").split(":")
+    with socket.socket() as there:
+        there.bind((host, int(port)))
+
+
+def test_what_a_process_says_to_people_comes_through():
+    text = "\n-- Process 1 terminated\nTraceback …\ndistinit_plugin.errors.UserError: DATA is empty. Fill it.\n"
+    assert launching._told(text) == "DATA is empty. Fill it."
+    assert launching._told("Traceback\nValueError: 3\n") is None
+
+
+def test_a_command_without_a_yaml_file_says_so():
+    program = [sys.executable, "-m", "distinit_plugin.hosts.slowfast"]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "--cfg" in done.stderr
