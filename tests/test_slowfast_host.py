@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
 from distinit_plugin import cli
@@ -155,13 +156,20 @@ def root():
 def test_each_file_starts_from_the_defaults_it_was_written_for(root, tmp_path):
     assert (root.MODEL.MODEL_NAME, root.DATA.TRAIN_CROP_SIZE) == ("SlowFast", 224)
     theirs = tmp_path / "theirs.yaml"
-    theirs.write_text("SOLVER: {BASE_LR: 1, BASE_LR: 2}\nDISTILL: {TEACHERS: {A: {ARCH: timm/vit, LOSS_WEIGHT: 3}}}\n")
+    theirs.write_text("SOLVER: {BASE_LR: 1, BASE_LR: 2}\n")
+    on_it = tmp_path / "on_it.yaml"
+    on_it.write_text("_BASE_: theirs.yaml\nDISTILL: {TEACHERS: {A: {ARCH: timm/vit, LOSS_WEIGHT: 3}}}\n")
     cfg = root.clone()
-    cfg.merge_from_file(str(theirs))
+    cfg.merge_from_file(str(on_it))
     assert (cfg.MODEL.MODEL_NAME, cfg.DATA.TRAIN_CROP_SIZE, cfg.SOLVER.BASE_LR) == ("SlowFast", 224, 2.0)
     assert cfg.DISTILL.TEACHERS.A.LOSS_WEIGHT == 3.0
     assert cfg.DISTILL.TEACHERS.A.TEMPERATURE == 1.0
     assert "A" not in root.DISTILL.TEACHERS
+    alone = tmp_path / "alone.yaml"
+    alone.write_text("CORPUS: {TRAIN: {A: {PATH: /videos}}}\n")
+    standing_alone = root.clone()
+    standing_alone.merge_from_file(str(alone))
+    assert (standing_alone.MODEL.MODEL_NAME, standing_alone.DATA.TRAIN_CROP_SIZE) == ("R2Plus1D", 112)
     ours = root.clone()
     ours.merge_from_file("configs/DistInit/table1_r2plus1d18_scratch.yaml")
     assert (ours.MODEL.MODEL_NAME, ours.DATA.TRAIN_CROP_SIZE) == ("R2Plus1D", 112)
@@ -221,3 +229,34 @@ def test_a_command_without_a_yaml_file_says_so():
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert "--cfg" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- config --plain
+
+
+def test_the_plain_part_is_what_it_alone_reads(root, tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "MODEL: {MODEL_NAME: ResNet, ARCH: slow, LOSS_FUNC: bce, NUM_CLASSES: 7}\nSOLVER: {CLIP_GRAD_L2NORM: 0.0}\n"
+        "DISTILL: {TEACHERS: {A: {ARCH: timm/vit_tiny_patch16_224}}}\nCORPUS: {TRAIN: {A: {PATH: /videos}}}\n"
+    )
+    output = tmp_path / "plain.yaml"
+    words = ["config", "--plain", "--output", str(output), "--cfg", str(config), "DATA.NUM_FRAMES", "4"]
+    assert cli.main(words) == 0
+    assert "CORPUS is left out" in capsys.readouterr().err
+    alone = FvcoreNode(yaml.safe_load(output.read_text()))
+    assert alone.MODEL == {"MODEL_NAME": "ResNet", "ARCH": "slow", "NUM_CLASSES": 7, "DROPOUT_RATE": 0.0}
+    assert (alone.DATA.NUM_FRAMES, alone.DATA.TRAIN_CROP_SIZE) == (4, 112)
+    assert alone.TRAIN.CHECKPOINT_EPOCH_RESET is True
+    assert "CLIP_GRAD_L2NORM" not in alone.SOLVER
+    assert not set(OWN_NODES) & set(alone)
+    FvcoreNode.merge_from_other_cfg(root.clone(), alone)
+    assert cli.main(["config", "--plain", "--cfg", "configs/DistInit/table1_r2plus1d18_scratch.yaml"]) == 1
+    assert "R2Plus1D is a network of this package" in capsys.readouterr().err
+
+
+def test_a_configuration_is_printed_whole(capsys):
+    assert cli.main(["config", "--cfg", "configs/DistInit/table1_r2plus1d18_scratch.yaml", "DATA.NUM_FRAMES", "4"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["DATA"]["NUM_FRAMES"] == 4
+    assert printed["RUNNER"]["ACCUMULATE"] >= 1

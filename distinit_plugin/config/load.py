@@ -42,12 +42,14 @@ class Reading(NamedTuple):
         warnings: One sentence for each PySlowFast key that was set and is not honoured.
         problems: One sentence each; none: the configuration is good.
         wrong: The (starts of) keys that the problems are about, so that nothing is said twice about them.
+        unhonoured: The keys that the warnings are about → what was given.
     """
 
     cfg: CfgNode
     warnings: list[str]
     problems: list[str]
     wrong: frozenset[str]
+    unhonoured: dict[str, Any]
 
 
 def load_cfg(
@@ -194,7 +196,8 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
         warnings.append(
             f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}."
         )
-    return Reading(cfg, warnings, problems, frozenset(wrong))
+    given = {key: value for key, (value, _) in merger.unhonoured.items()}
+    return Reading(cfg, warnings, problems, frozenset(wrong), given)
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -16,6 +16,7 @@ from distinit_plugin.hosts.slowfast.checkout import check_packages, find_checkou
 from distinit_plugin.hosts.slowfast.defects import DEFECTS
 from distinit_plugin.hosts.slowfast.missing import MISSING, TOOLS
 from distinit_plugin.hosts.slowfast.patches import Patch, apply_patches, switched_off
+from distinit_plugin.hosts.slowfast.registration import register
 from distinit_plugin.hosts.slowfast.schema import add_nodes
 
 PATCHES = (*MISSING, *DEFECTS)
@@ -45,6 +46,7 @@ def boot() -> list[Patch]:
         importlib.import_module("slowfast.models")
         importlib.import_module("slowfast.datasets")
         _applied = applied + apply_patches(DEFECTS, without)
+        register()
         misc: Any = importlib.import_module("slowfast.utils.misc")
         misc.launch_job = launching.launch_job
     return _applied

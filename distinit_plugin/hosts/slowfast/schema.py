@@ -25,8 +25,8 @@ OWN_NODES = tuple(name for name in get_cfg() if name not in THEIR_NODES)
 class HostNode(CfgNode):
     """PySlowFast's root node: this package's nodes are merged by this package's rules, all others by PySlowFast's.
 
-    A file whose most basic ``_BASE_`` is shipped with this package starts from this package's defaults, for which it
-    was written; any other file from PySlowFast's.
+    A file whose most basic ``_BASE_`` is shipped with this package, or has one of its nodes, starts from this package's
+    defaults, for which it was written, so that it means the same in both programs; any other from PySlowFast's.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
@@ -36,7 +36,8 @@ class HostNode(CfgNode):
             ConfigError: Something is wrong with it.
         """
         chain = read_chain(resolve_config(cfg_filename), find_base, repeats=True)
-        if chain[0][0].resolve().is_relative_to(shipped_folder().resolve()):
+        first, contents = chain[0]
+        if first.resolve().is_relative_to(shipped_folder().resolve()) or not contents.keys().isdisjoint(OWN_NODES):
             self.take_own_defaults()
         for path, values in chain:
             self._merge_both(values, str(path))
@@ -89,6 +90,30 @@ class HostNode(CfgNode):
             known = [*PYSLOWFAST_DEFAULTS, *(key for key in leaf_keys(self) if key.split(".")[0] in OWN_NODES)]
             hint = near_matches(text.rpartition(" ")[2], known) if "xist" in text else ""
             raise ConfigError([f"{source}: {text}.{hint}"]) from None
+
+
+def own_cfg(cfg: Mapping[str, Any]) -> CfgNode:
+    """What this package reads of a configuration of PySlowFast, as one of its own.
+
+    Args:
+        cfg: With this package's nodes. A value of ``None`` stands for this package's default.
+    """
+    own = get_cfg()
+    _copy_known(cfg, own)
+    return own
+
+
+def _copy_known(source: Mapping[str, Any], target: CfgNode) -> None:
+    if target.template is not None:
+        for name, entry in source.items():
+            target[name] = entry.clone()
+        return
+    for name, value in target.items():
+        given = source.get(name)
+        if isinstance(value, CfgNode) and isinstance(given, Mapping):
+            _copy_known(given, value)
+        elif given is not None:
+            target[name] = list(given) if isinstance(given, tuple) else given
 
 
 def nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
