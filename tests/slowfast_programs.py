@@ -39,9 +39,11 @@ def _step_in_runner(config, clips, start):
     }
     torch.save(state, start)
     objective.trainable.train()
-    step = objective(views, batch["targets"])
+    prepared = objective.prepare(views, batch["targets"])
+    best = next(iter(prepared.targets.values())).reshape(len(clips), -1).argmax(1).tolist()
+    step = objective.step(prepared)
     step.loss.backward()
-    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, _gradients(student)
+    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, _gradients(student), best
 
 
 def _step_in_host(config, clips, start):
@@ -74,13 +76,13 @@ def _step_in_host(config, clips, start):
     loss, terms = losses.get_loss_func(cfg.MODEL.LOSS_FUNC)(reduction="mean")(model(inputs), labels)
     loss.backward()
     gradients = {name: value for name, value in _gradients(model).items() if not name.startswith(HEADS)}
-    return loss.item(), terms, gradients
+    return loss.item(), terms, gradients, labels.tolist()
 
 
 def compare_steps(config, clips, start):
     """Losses of both, terms of both, and the largest relative difference of a parameter's gradient."""
-    loss, terms, gradients = _step_in_runner(config, clips, start)
-    host_loss, host_terms, host_gradients = _step_in_host(config, clips, start)
+    loss, terms, gradients, best = _step_in_runner(config, clips, start)
+    host_loss, host_terms, host_gradients, labels = _step_in_host(config, clips, start)
     assert gradients.keys() == host_gradients.keys(), gradients.keys() ^ host_gradients.keys()
     worst = max(
         ((gradients[name] - host_gradients[name]).norm() / (gradients[name].norm() + 1e-12)).item()
@@ -90,6 +92,8 @@ def compare_steps(config, clips, start):
         "loss": [loss, host_loss],
         "terms": [[terms[name] for name in terms], host_terms],
         "gradient": worst,
+        "labels": labels,
+        "best": best,
         "norm": sum(value.norm().item() for value in gradients.values()),
     }
 

@@ -204,6 +204,8 @@ def test_a_step_is_the_same_in_both_programs(tmp_path, corpus, image_teacher, fl
     assert result["terms"][1] == pytest.approx(result["terms"][0], abs=1e-4)
     assert len(result["terms"][0]) == 2
     assert result["gradient"] < 1e-3
+    # PySlowFast's top1_err: how often the student disagrees with the teacher, where there are no labels.
+    assert method == "d3d" or result["labels"] == result["best"]
 
 
 def run_there(folder, settings, *words):
@@ -214,12 +216,17 @@ def run_there(folder, settings, *words):
     return Path(settings["OUTPUT_DIR"])
 
 
-SLOW = {"ARCH": "slow", "MODEL_NAME": "ResNet", "NUM_CLASSES": 2}
-
-
 def on_slow(corpus, output, image_teacher, **sections):
-    """DistInit on PySlowFast's own ResNet."""
-    base = {"MODEL": SLOW, "RESNET": {"DEPTH": 50, "WIDTH_PER_GROUP": 8}, "NETWORK": {"WIDTH": 64}}
+    """DistInit on PySlowFast's own ResNet, from one of its files (with precise BN)."""
+    base = {
+        "_BASE_": str(ROOT / "configs" / "Kinetics" / "SLOW_4x16_R50.yaml"),
+        "RESNET": {"DEPTH": 50, "WIDTH_PER_GROUP": 8},
+        "NETWORK": {"WIDTH": 64},
+        "NUM_GPUS": 0,
+        "SOLVER": {"MAX_EPOCH": 1, "BASE_LR": 0.01, "WARMUP_EPOCHS": 0.0},
+        "TEST": {"NUM_SPATIAL_CROPS": 1, "BATCH_SIZE": 4},
+        "LOG_MODEL_INFO": False,
+    }
     return distinit_settings(corpus, output, image_teacher, **merged(base, sections))
 
 
@@ -231,7 +238,6 @@ def test_distinit_on_its_own_network(tmp_path, corpus, image_teacher):
     assert last["loss"] == pytest.approx(0.5 * last["loss_0"] + last["loss_1"], abs=1e-3)  # GATED × 0.5 + LIGHT
     text = (whole / "stdout.log").read_text()
     assert "no validation" in text
-    assert last["top1_err"] < 100  # how often the student disagrees with the teacher
     state = state_of(whole, 2)
     assert not [key for key in state["model_state"] if "heads" in key]
     assert {key.split(".")[0] for key in state["distinit"]["adapters"]} == {"GATED", "LIGHT"}

@@ -154,19 +154,16 @@ class Distillation:
             student.classifier.register_forward_pre_hook(self._keep_features)
             if not self._own_logits:  # it would never learn, and processes would wait for its gradient
                 student.classifier.requires_grad_(False)
-        model.add_module(HEADS, self.heads)
+        if any(True for _ in self.heads.parameters()):
+            model.add_module(HEADS, self.heads)
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after)
 
     # -------------------------------------------------------------------------------------------- during the pass
 
-    def _before(self, model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before(self, model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs = arguments[0]
-        self._tensors = ()
-        if len(inputs) == self._num_pathways:
-            return None
-        self._tensors = inputs[self._num_pathways :]
-        self._clip = inputs[0]
+        self._clip, self._tensors = inputs[0], inputs[self._num_pathways :]
         return (inputs[: self._num_pathways], *arguments[1:])
 
     def _keep_output(self, output: ModelOutput) -> None:
@@ -212,7 +209,7 @@ class Distillation:
         Labels of clips that have none become the first teacher's best class, so that PySlowFast's ``top1_err`` says how
         often the student disagrees with it.
         """
-        assert self._clip is not None, "the batch came without the teachers' tensors"
+        assert self._clip is not None, "the loss was asked for before the model ran"
         device = self._clip.device
         for teacher in self._teachers.values():
             cast(nn.Module, teacher).to(device)
@@ -266,4 +263,4 @@ def heads_of(model: nn.Module) -> Heads | None:
     """The new heads below a model, DDP or not; ``None`` without any."""
     inner = getattr(model, "module", model)
     found = inner._modules.get(HEADS)
-    return found if isinstance(found, Heads) and len(list(found.parameters())) else None
+    return found if isinstance(found, Heads) else None
