@@ -12,15 +12,23 @@ import pytest
 import torch
 import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
+from small_jobs import brightness_teacher, small_settings, write_teacher
+from torch.utils.data import default_collate
 
-from distinit_plugin import cli
+from distinit_plugin import InputSpec, build, build_network, cli
 from distinit_plugin.config.load import shipped_configs
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
 from distinit_plugin.errors import ConfigError, UserError
 from distinit_plugin.hosts.slowfast import boot, checkout, launching
+from distinit_plugin.hosts.slowfast.checkpoints import join_optimizer, split_optimizer, with_head_groups
+from distinit_plugin.hosts.slowfast.corpora import Distinitcorpus
+from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach, heads_of
 from distinit_plugin.hosts.slowfast.missing import ROIAlign, SoftTargetCrossEntropyLoss
+from distinit_plugin.hosts.slowfast.networks import build_hosted, hosted_class
 from distinit_plugin.hosts.slowfast.patches import WITHOUT_VARIABLE, Patch, apply_patches, switched_off
-from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes
+from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes, own_cfg
+from distinit_plugin.hosts.slowfast.settling import settle
+from distinit_plugin.types import SampleKey
 
 PACKAGE = Path(cli.__file__).parent
 
@@ -260,3 +268,161 @@ def test_a_configuration_is_printed_whole(capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["DATA"]["NUM_FRAMES"] == 4
     assert printed["RUNNER"]["ACCUMULATE"] >= 1
+
+
+# ---------------------------------------------------------------------------------------------- terms, heads, traps
+
+
+@pytest.fixture
+def job(root, videos, tmp_path):
+    """A DistInit job of the adapter, settled: PySlowFast is not needed for a network of this package."""
+    teacher = write_teacher(tmp_path / "teacher.pyth")
+    settings = small_settings(
+        videos, tmp_path / "run", DISTILL={"TEACHERS": {"LIGHT": brightness_teacher(teacher, LOSS_WEIGHT=0.5)}}
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    cfg = root.clone()
+    cfg.merge_from_file(str(path))
+    settle(cfg)
+    return cfg
+
+
+def hosted(cfg):
+    own = own_cfg(cfg)
+    return attach(cfg, build_hosted(own, has_terms=True, initialize=True, activation="softmax"))
+
+
+def test_terms_reach_the_loss_through_hooks(job, capsys):
+    torch.manual_seed(3)
+    assert (job.MODEL.LOSS_FUNC, job.TRAIN.DATASET, job.MODEL.ARCH) == ("distinit", "distinitcorpus", "distinit")
+    model = hosted(job)
+    assert "loss_0: LIGHT" in capsys.readouterr().out
+    dataset = Distinitcorpus(job, "train")
+    inputs, labels, _, times, meta = default_collate([dataset[index] for index in range(4)])
+    assert labels.tolist() == [-1] * 4
+    assert (meta, times.shape, inputs[0].dtype, inputs[1].dtype) == ({}, (4, 1), torch.float32, torch.uint8)
+    preds = model(inputs)
+    loss, terms = DistinitLoss(reduction="mean")(preds, labels)
+    assert set(labels.tolist()) <= {0, 1, 2, 3}  # the teacher's best classes
+    assert loss.item() == pytest.approx(0.5 * terms[0], rel=1e-5)
+    loss.backward()
+    heads = heads_of(model)
+    assert heads is not None
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert any(parameter.grad.abs().max() > 0 for parameter in heads.parameters())
+    assert preds.shape == (4, 4)
+    with pytest.raises(AssertionError, match="before the model ran"):
+        DistinitLoss()(preds, labels)  # what a pass left is taken once
+    with torch.no_grad():
+        assert model(inputs[:1]).shape == (4, model.feature_dim)  # precise BN: nothing is kept for a loss
+
+
+def test_heads_are_trained_and_not_shown(job):
+    model = hosted(job)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert not [name for name in before if "heads" in name]
+    assert type(model).__name__ == "R2Plus1D"
+    assert any(name.startswith("distinit_heads.") for name, _ in model.named_parameters())
+    incompatible = model.load_state_dict(before, strict=False)
+    assert (incompatible.missing_keys, incompatible.unexpected_keys) == ([], [])
+    model.load_state_dict(before)  # strictly, too
+    del before["stem.0.weight" if "stem.0.weight" in before else next(iter(before))]
+    assert len(model.load_state_dict(before, strict=False).missing_keys) == 1  # the control: others are still missed
+
+
+def test_the_optimizer_is_split_and_joined(job):
+    model = hosted(job)
+
+    def theirs(model, cfg):
+        assert heads_of(model) is None, "PySlowFast must not see the heads here"
+        return torch.optim.SGD([{"params": list(model.parameters()), "layer_decay": 1.0}], lr=0.1, momentum=0.9)
+
+    optimizer = with_head_groups(theirs)(model, job)
+    assert heads_of(model) is not None
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    student, own = split_optimizer(optimizer.state_dict())
+    alone = torch.optim.SGD([parameter for name, parameter in model.named_parameters() if "heads" not in name], lr=0.1)
+    alone.load_state_dict(student)  # what a PySlowFast without heads does with it
+    assert len(own["state"]) == len(list(heads_of(model).parameters())) == 2
+    again = with_head_groups(theirs)(model, job)
+    again.load_state_dict(join_optimizer(student, own))
+    saved, restored = optimizer.state_dict(), again.state_dict()
+    assert saved["param_groups"] == restored["param_groups"]
+    assert all(
+        torch.equal(slot["momentum_buffer"], restored["state"][number]["momentum_buffer"])
+        for number, slot in saved["state"].items()
+    )
+
+
+def test_an_epoch_is_that_of_the_runner(job):
+    job.RUNNER.CLIPS_PER_EPOCH = 20
+    dataset = Distinitcorpus(job, "train")
+    own = own_cfg(job)
+    sampler = build.build_train_sampler(own, build.build_corpora(own, "train"))
+    for epoch in (0, 3):
+        dataset._set_epoch_num(epoch)
+        sampler.set_epoch(epoch)
+        assert len(dataset) == 20
+        assert [dataset._key(index) for index in range(20)] == list(sampler)
+
+
+def test_views_of_a_test_are_numbered_as_pyslowfast_counts(job, videos):
+    job.TEST.NUM_ENSEMBLE_VIEWS, job.TEST.NUM_SPATIAL_CROPS = 2, 3
+    job.merge_from_list(["CORPUS.TEST.A.PATH", str(videos / "test"), "CORPUS.TEST.A.LABELED", "True"])
+    dataset = Distinitcorpus(job, "test")
+    assert dataset.num_videos == 6 * 6
+    assert dataset._key(6 * 4 + 5) == SampleKey(0, 29, 4, 1, 2)
+    inputs, label, index, *_ = dataset[6 * 4 + 5]
+    assert (len(inputs), label, index) == (1, 1, 29)
+
+
+def test_evaluation_gives_probabilities():
+    network = build_network("C3D", num_classes=3, input=InputSpec(num_frames=16), width=4)
+    network.__class__ = hosted_class(type(network))
+    clip = torch.randn(2, 3, 16, 112, 112)
+    network.eval()
+    with torch.no_grad():
+        probabilities = network([clip])
+        network.activation = "sigmoid"
+        each = network([clip])
+    assert probabilities.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    assert each.sum(1).tolist() != pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_silent_traps_are_refused(root, tmp_path):
+    weights = tmp_path / "weights.pyth"
+    torch.save({"epoch": 6, "model_state": {}}, weights)
+    cfg = root.clone()
+    cfg.merge_from_list(["TRAIN.CHECKPOINT_FILE_PATH", str(weights), "OUTPUT_DIR", str(tmp_path)])
+    settle(cfg)  # 7 of 300 epochs: there is something left to train
+    cfg.SOLVER.MAX_EPOCH = 7
+    with pytest.raises(ConfigError, match=r"CHECKPOINT_EPOCH_RESET: False, and .* 7 epochs behind it"):
+        settle(cfg)
+    cfg.TRAIN.CHECKPOINT_EPOCH_RESET = True
+    settle(cfg)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ssl_checkpoint_epoch_00002.pyth").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"would be ignored, because OUTPUT_DIR holds checkpoints of another TASK"):
+        settle(cfg)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["DISTILL.GATE", "skip"], r"DISTILL\.GATE: skip is not possible"),
+        (["INIT.TRAINABLE", "heads"], r"INIT\.TRAINABLE: heads is not possible"),
+        (["RUNNER.SCHEDULE_UNIT", "step"], r"RUNNER\.SCHEDULE_UNIT: PySlowFast counts in epochs"),
+        (["SOLVER.LR_POLICY", "plateau"], r"SOLVER\.LR_POLICY: PySlowFast has no plateau"),
+        (["TRAIN.DATASET", "ssv2"], r"TRAIN\.DATASET: ssv2 is a dataset of PySlowFast"),
+        (["AUG.NUM_SAMPLE", "2"], r"AUG\.ENABLE: AUG and several crops"),
+        (["MODEL.DETACH_FINAL_FC", "True"], r"MODEL\.DETACH_FINAL_FC"),
+        (["DISTILL.TEACHERS.LIGHT.LOSS", "mze"], r"DISTILL\.TEACHERS\.LIGHT\.LOSS: .*mse"),
+    ],
+)
+def test_what_pyslowfasts_loop_cannot_do_is_refused(job, words, sentence):
+    job.merge_from_list(words)
+    with pytest.raises(ConfigError, match=sentence):
+        settle(job)

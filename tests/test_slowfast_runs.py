@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -304,3 +305,21 @@ def test_what_cannot_be_is_refused_before_anything_is_built(tmp_path, corpus, im
     done = start(tmp_path, ["--cfg", config, *words])
     assert done.returncode == cli.EXIT_USER_ERROR
     assert sentence in done.stderr
+
+
+def test_two_lines_in_its_custom_config_do_the_same(tmp_path, corpus, image_teacher):
+    """A tree of one's own whose ``custom_config.py`` makes it ready, started by its own ``tools/run_net.py``."""
+    tree = tmp_path / "SlowFast"
+    for name in ("slowfast", "tools", "ava_evaluation"):
+        shutil.copytree(ROOT / name, tree / name)
+    custom = tree / "slowfast" / "config" / "custom_config.py"
+    custom.write_text(
+        "def add_custom_config(_C):\n    from distinit_plugin.hosts.slowfast.boot import boot\n    boot()\n"
+    )
+    config = written(tmp_path / "job.yaml", on_slow(corpus, tmp_path / "run", image_teacher))
+    given = {**os.environ, "PYTHONPATH": f"{PACKAGE}{os.pathsep}{tree}", "OMP_NUM_THREADS": "1"}
+    del given["PYSLOWFAST_ROOT"]
+    program = [sys.executable, "-W", "ignore", tree / "tools" / "run_net.py", "--cfg", config]
+    done = subprocess.run(program, cwd=tmp_path, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "adapters" in state_of(tmp_path / "run")["distinit"]
