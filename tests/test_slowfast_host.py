@@ -293,11 +293,12 @@ def hosted(cfg):
     return attach(cfg, build_hosted(own, has_terms=True, initialize=True, activation="softmax"))
 
 
-def test_terms_reach_the_loss_through_hooks(job, capsys):
+def test_terms_reach_the_loss_through_hooks(job, caplog):
     torch.manual_seed(3)
+    caplog.set_level("INFO")
     assert (job.MODEL.LOSS_FUNC, job.TRAIN.DATASET, job.MODEL.ARCH) == ("distinit", "distinitcorpus", "distinit")
     model = hosted(job)
-    assert "loss_0: LIGHT" in capsys.readouterr().out
+    assert "loss_0: LIGHT" in caplog.text
     dataset = Distinitcorpus(job, "train")
     inputs, labels, _, times, meta = default_collate([dataset[index] for index in range(4)])
     assert labels.tolist() == [-1] * 4
@@ -316,6 +317,20 @@ def test_terms_reach_the_loss_through_hooks(job, capsys):
         DistinitLoss()(preds, labels)  # what a pass left is taken once
     with torch.no_grad():
         assert model(inputs[:1]).shape == (4, model.feature_dim)  # precise BN: nothing is kept for a loss
+
+
+def test_layers_behind_what_is_read_stay(job):
+    job.merge_from_list(
+        ["DISTILL.TEACHERS.LIGHT.LAYER", "feature_map", "DISTILL.TEACHERS.LIGHT.STUDENT_LAYER", "layer2"]
+    )
+    job.merge_from_list(["DISTILL.TEACHERS.LIGHT.LOSS", "mse"])
+    model = hosted(job)
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"stem", "layer1", "layer2", "distinit_heads"}
+    inputs, labels, *_ = default_collate([Distinitcorpus(job, "train")[0]])
+    loss, _ = DistinitLoss()(model(inputs), labels)
+    loss.backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
 
 def test_heads_are_trained_and_not_shown(job):

@@ -93,9 +93,7 @@ THEIR_CONFIGS = {
     "SLOWFAST_4x16_R50": [],
     "X3D_XS": [],
     "MVIT_B_16x4_CONV": ["DATA.NUM_FRAMES", "16"],
-    "pytorchvideo/R2PLUS1D_16x4_R50": words_of(
-        "DATA.NUM_FRAMES 16 DATA.TRAIN_CROP_SIZE 224 DATA.TEST_CROP_SIZE 224 DATA.TRAIN_JITTER_SCALES [224,240]"
-    ),
+    "pytorchvideo/R2PLUS1D_16x4_R50": words_of("DATA.NUM_FRAMES 16"),
 }
 
 

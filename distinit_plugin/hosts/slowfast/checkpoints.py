@@ -11,6 +11,7 @@ from distinit_plugin.engine.checkpoint import load_checkpoint as read_checkpoint
 from distinit_plugin.engine.checkpoint import save_checkpoint as write_checkpoint
 from distinit_plugin.errors import WeightsError
 from distinit_plugin.hosts.slowfast.distillation import HEADS, Heads, current, heads_of
+from distinit_plugin.hosts.slowfast.settling import LOSS
 
 ENTRY = "distinit"
 """The further entry: ``adapters`` (as in this package's own checkpoints) and ``optimizer``."""
@@ -147,7 +148,7 @@ def with_position(theirs: Callable[[float, Any], float]) -> Callable[[float, Any
     """``slowfast.models.optimizer.get_epoch_lr``, which tells terms that warm up where the training stands."""
 
     def get_epoch_lr(cur_epoch: float, cfg: Any) -> float:
-        if cfg.MODEL.LOSS_FUNC == "distinit":
+        if cfg.MODEL.LOSS_FUNC == LOSS:
             current().position = float(cur_epoch)
         return theirs(cur_epoch, cfg)
 

@@ -8,6 +8,7 @@ they move, train and are averaged over processes with it, but one that no state 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -29,6 +30,8 @@ from distinit_plugin.types import LayerInfo, ModelOutput, Network, Split, ViewSp
 
 HEADS = "distinit_heads"
 """Name of the submodule with the new heads."""
+
+logger = logging.getLogger(__name__)
 
 _current: list[Distillation] = []
 
@@ -150,6 +153,7 @@ class Distillation:
         if is_hosted:
             student.taps = tapped_layers(self._layers.values())
             student.on_output = self._keep_output
+            self._freeze_unreached(student)
         else:
             student.classifier.register_forward_pre_hook(self._keep_features)
             if not self._own_logits:  # it would never learn, and processes would wait for its gradient
@@ -158,6 +162,18 @@ class Distillation:
             model.add_module(HEADS, self.heads)
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after)
+
+    def _freeze_unreached(self, student: Any) -> None:
+        """Layers behind the last one that is read stay as they are; processes would wait for their gradients."""
+        if {"logits", "features"}.intersection(self._layers.values()):
+            return
+        views = {
+            name: torch.zeros(1, spec.channels, spec.num_frames or 1, spec.crop_size, spec.crop_size)
+            for name, spec in student.view_specs("train").items()
+        }
+        unreached = set(self._objective.trainable.parameters_without_gradient(views))
+        for name, parameter in self._objective.trainable.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in unreached)
 
     # -------------------------------------------------------------------------------------------- during the pass
 
@@ -249,7 +265,7 @@ def attach(cfg: Any, model: nn.Module) -> nn.Module:
     distillation = Distillation(own, model, pathways(cfg, student_specs(own, "train")))
     _current[:] = [distillation]
     for number, name in enumerate(distillation.names):
-        print(f"loss_{number}: {name}")
+        logger.info("loss_%d: %s", number, name)
     return model
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import ModelOutput
+
+logger = logging.getLogger(__name__)
 
 ARCH = "distinit"
 """MODEL.ARCH of this package's networks there: one pathway, whose frames are not thinned out."""
@@ -36,18 +39,20 @@ class Hosted:
     on_output: Callable[[ModelOutput], None] | None = None
     activation: str = "softmax"
 
-    def forward(self, inputs: Sequence[Tensor], bboxes: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Any, bboxes: Tensor | None = None, **own: Any) -> Any:
         """Views (B,C,T,H,W), in the order of ``view_specs`` → (B,K): logits in training, probabilities in evaluation.
 
-        A network without a classifier gives its features.
+        A network without a classifier gives its features. Views by name are answered as by the network itself.
         """
         network: Any = self
+        if isinstance(inputs, Mapping):
+            return super().forward(inputs, **own)  # type: ignore[misc]
         views = dict(zip(network.view_specs("train"), inputs, strict=True))
         output: ModelOutput = super().forward(views, boxes=bboxes, taps=self.taps)  # type: ignore[misc]
         if self.on_output is not None:
             self.on_output(output)
         if output.logits is None:
-            return cast(Tensor, output.features)
+            return output.features
         return output.logits if network.training else _ACTIVATIONS[self.activation](output.logits)
 
 
@@ -79,7 +84,7 @@ def build_hosted(cfg: CfgNode, *, has_terms: bool, initialize: bool, activation:
         without_file = cfg.clone()
         without_file.TRAIN.CHECKPOINT_FILE_PATH = ""
         for report in build.initialize_network(without_file, network):
-            print(report)
+            logger.info("%s", report)
     network.__class__ = hosted_class(cast(Any, type(network)))  # type: ignore[assignment]
     hosted: Any = network
     hosted.activation = activation

@@ -67,8 +67,9 @@ def settle(cfg: Any) -> None:
         # PySlowFast counts operations on three channels of one pathway.
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and list(build.input_spec(own).view_specs("train")) == ["rgb"]
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and cfg.MODEL.MODEL_NAME not in ("TwoStream", "Fused3D")
-    for key in unhonoured(own):
-        logger.warning("%s is set, but PySlowFast's loop does not honour it", key)
+    ignored = unhonoured(own)
+    if ignored:
+        logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
 
 
 def unhonoured(own: CfgNode) -> list[str]:
