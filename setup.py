@@ -16,7 +16,7 @@ PARQUET = ["pyarrow>=15"]
 # torch.onnx writes with the first two; the third computes what was written.
 ONNX = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
 # What PySlowFast imports at its start; PySlowFast itself is a checkout (PYSLOWFAST_ROOT).
-SLOWFAST = ["pytorchvideo==0.1.5", "pandas>=2", "psutil>=5", "scipy>=1.10", "tensorboard>=2.16", "fairscale>=0.4.13"]
+SLOWFAST = ["pytorchvideo==0.1.5", "pandas>=2", "psutil>=5", "scipy>=1.10", "tensorboard>=2.16"]
 # OpenCV's TV-L1 is among its contributed modules.
 FLOW = ["opencv-contrib-python-headless>=4.10"]
 

@@ -18,9 +18,17 @@ from torch.utils.data import default_collate
 from distinit_plugin import InputSpec, build, build_network, cli
 from distinit_plugin.config.load import shipped_configs
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
-from distinit_plugin.errors import ConfigError, UserError
+from distinit_plugin.engine.checkpoint import load_checkpoint as read_checkpoint
+from distinit_plugin.engine.checkpoint import save_checkpoint as write_checkpoint
+from distinit_plugin.errors import ConfigError, UserError, WeightsError
 from distinit_plugin.hosts.slowfast import boot, checkout, launching
-from distinit_plugin.hosts.slowfast.checkpoints import join_optimizer, split_optimizer, with_head_groups
+from distinit_plugin.hosts.slowfast.checkpoints import (
+    join_optimizer,
+    split_optimizer,
+    with_head_groups,
+    with_heads,
+    with_position,
+)
 from distinit_plugin.hosts.slowfast.corpora import Distinitcorpus
 from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach, heads_of
 from distinit_plugin.hosts.slowfast.missing import ROIAlign, SoftTargetCrossEntropyLoss
@@ -370,6 +378,53 @@ def test_the_optimizer_is_split_and_joined(job):
         torch.equal(slot["momentum_buffer"], restored["state"][number]["momentum_buffer"])
         for number, slot in saved["state"].items()
     )
+
+
+def plain_sgd(model, cfg):
+    """PySlowFast's part."""
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def test_heads_continue_from_their_entry(job, tmp_path):
+    """What ``load_checkpoint`` of PySlowFast does with optimizer and model is played here."""
+    model = hosted(job)
+    optimizer = with_head_groups(plain_sgd)(model, job)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    student, own = split_optimizer(optimizer.state_dict())
+    heads = heads_of(model)
+    state = {"epoch": 0, "model_state": model.state_dict(), "optimizer_state": student}
+    write_checkpoint(tmp_path / "alone.pyth", state)
+    entry = {"adapters": heads.adapters.state_dict(), "optimizer": own}
+    write_checkpoint(tmp_path / "whole.pyth", {**state, "distinit": entry})
+
+    def theirs(path, model, data_parallel, optimizer, scaler, epoch_reset=False):
+        file = read_checkpoint(path)
+        model.load_state_dict(file["model_state"])
+        if optimizer is not None and not epoch_reset:
+            optimizer.load_state_dict(file["optimizer_state"])
+        return 0
+
+    other = hosted(job)
+    again = with_head_groups(plain_sgd)(other, job)
+    load = with_heads(theirs)
+    assert load(tmp_path / "whole.pyth", other, False, again) == 0
+    assert all(map(torch.equal, heads.adapters.state_dict().values(), heads_of(other).adapters.state_dict().values()))
+    assert len(again.state_dict()["state"]) == len(list(model.parameters()))
+    with pytest.raises(WeightsError, match=r"alone\.pyth has no heads for the terms LIGHT .*EPOCH_RESET True"):
+        load(tmp_path / "alone.pyth", other, False, again)
+    load(tmp_path / "alone.pyth", other, False, again, epoch_reset=True)
+    load(tmp_path / "alone.pyth", other, False)  # a test asks for no optimizer
+
+
+def test_a_term_warms_up_by_the_epochs_of_the_host(job):
+    job.DISTILL.TEACHERS.LIGHT.WARMUP = 4.0
+    model = hosted(job)
+    inputs, labels, *_ = default_collate([Distinitcorpus(job, "train")[0]])
+    assert with_position(lambda epoch, cfg: 10 * epoch)(1.0, job) == 10.0
+    loss, (term,) = DistinitLoss()(model(inputs), labels)
+    assert loss.item() == pytest.approx(0.5 * term / 4, rel=1e-5)
 
 
 def test_an_epoch_is_that_of_the_runner(job):
