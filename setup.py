@@ -15,6 +15,8 @@ SHIPPED = "distinit_plugin.shipped.configs"
 PARQUET = ["pyarrow>=15"]
 # torch.onnx writes with the first two; the third computes what was written.
 ONNX = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+# What PySlowFast imports at its start; PySlowFast itself is a checkout (PYSLOWFAST_ROOT).
+SLOWFAST = ["pytorchvideo==0.1.5", "pandas>=2", "psutil>=5", "scipy>=1.10", "tensorboard>=2.16"]
 # OpenCV's TV-L1 is among its contributed modules.
 FLOW = ["opencv-contrib-python-headless>=4.10"]
 
@@ -55,6 +57,7 @@ setup(
         "parquet": PARQUET,
         "onnx": ONNX,
         "flow": FLOW,
+        "slowfast": [*SLOWFAST, *FLOW],
         "all": ["timm>=1.0", "pytorchvideo==0.1.5", "tensorboard>=2.16", "safetensors>=0.4", *PARQUET, *ONNX, *FLOW],
         "dev": [
             "timm>=1.0",

@@ -28,6 +28,7 @@ from distinit_plugin.building.networks import (
     input_spec,
     needs_own_logits,
     refuse_part_of_a_trunk,
+    teacher_view,
 )
 from distinit_plugin.building.optimisation import build_optimizer, build_schedule
 from distinit_plugin.building.targets import build_targets, describe_targets, shown_grid, stores_each_frame
@@ -64,5 +65,6 @@ __all__ = [
     "refuse_part_of_a_trunk",
     "shown_grid",
     "stores_each_frame",
+    "teacher_view",
     "view_specs",
 ]

@@ -56,6 +56,8 @@ VERBS = {
     ),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
+    "config": Verb("show_config", "print a configuration with all its defaults, or its part that PySlowFast reads"),
+    "slowfast": Verb("run_slowfast", "PySlowFast's own run_net, made to start, with everything of this package in it"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
     "demo-d3d": Verb("demo_d3d", "the demonstration of D3D: labels that only motion tells, on a laptop"),
 }

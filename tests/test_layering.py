@@ -32,13 +32,14 @@ LAYERS = (
     {"build"},
     {"jobs"},
     {"demos"},
+    {"hosts"},
     {"commands"},
     {"cli"},
 )
 """Each place imports only those before it, and itself."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "demos"}
+KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "demos", "hosts"}
 CONFIG_IMPORTS = {"config", "errors", "registry"}
 """All that config may import: it is read before torch, so that a wrong key is answered at once."""
 
@@ -49,7 +50,9 @@ INIT = PACKAGE / "__init__.py"
 
 
 def place(path: Path) -> str:
-    """The first part of a file's name below the package: ``engine``, ``cli``."""
+    """The first part of a file's name below the package: ``engine``; what ``python -m`` starts is of ``cli``."""
+    if path.name == "__main__.py":
+        return "cli"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -122,7 +122,7 @@ def load_from_arguments(
     Raises:
         UserError: Anything wrong with it, everything at once.
     """
-    files, pairs = _split_pairs(arguments.cfg_files)
+    files, pairs = split_pairs(arguments.cfg_files)
     reading = read_cfg(files, [*pairs, *arguments.opts, *(extra or [])])
     for warning in (
         reading.warnings if os.environ.get("RANK", "0") == "0" else ()
@@ -149,7 +149,7 @@ def load_network_from_arguments(arguments: argparse.Namespace, words: list[str])
     Raises:
         UserError: Anything wrong with the keys or the network's switches, everything at once.
     """
-    files, pairs = _split_pairs(arguments.cfg_files)
+    files, pairs = split_pairs(arguments.cfg_files)
     return load_network_cfg(files, [*pairs, *words, *arguments.opts])
 
 
@@ -162,7 +162,7 @@ def load_corpora_from_arguments(arguments: argparse.Namespace) -> CfgNode:
     return load_cfg(arguments.cfg_files, check=False)[0]
 
 
-def _split_pairs(words: list[str]) -> tuple[list[str], list[str]]:
+def split_pairs(words: list[str]) -> tuple[list[str], list[str]]:
     """``--cfg a.yaml KEY VALUE`` without ``--opts`` is what people type: the words after the last YAML are pairs."""
     last = max((place for place, word in enumerate(words) if word.endswith((".yaml", ".yml"))), default=len(words) - 1)
     return words[: last + 1], words[last + 1 :]

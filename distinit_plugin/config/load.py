@@ -46,12 +46,14 @@ class Reading(NamedTuple):
         warnings: One sentence for each PySlowFast key that was set and is not honoured.
         problems: One sentence each; none: the configuration is good.
         wrong: The (starts of) keys that the problems are about, so that nothing is said twice about them.
+        unhonoured: The keys that the warnings are about → what was given.
     """
 
     cfg: CfgNode
     warnings: list[str]
     problems: list[str]
     wrong: frozenset[str]
+    unhonoured: dict[str, Any]
 
 
 def load_cfg(
@@ -87,7 +89,7 @@ def read_cfg(
     unreadable: list[str] = []
     for name in names:
         try:
-            chain = read_chain(resolve_config(name), _find_base)
+            chain = read_chain(resolve_config(name), find_base)
         except ConfigError as error:
             unreadable += error.problems
             continue
@@ -189,7 +191,7 @@ def _shipped(name: str) -> Path | None:
     return candidate if candidate.is_file() else None
 
 
-def _find_base(path: Path, base: str) -> Path | None:
+def find_base(path: Path, base: str) -> Path | None:
     """Beside the file that names it, else shipped, so that a user's own YAML can start from a shipped one."""
     return base_beside(path, base) or _shipped(base)
 
@@ -215,7 +217,8 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
         warnings.append(
             f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}."
         )
-    return Reading(cfg, warnings, problems, frozenset(wrong))
+    given = {key: value for key, (value, _) in merger.unhonoured.items()}
+    return Reading(cfg, warnings, problems, frozenset(wrong), given)
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -60,6 +60,14 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _characters)
 
 
+class _RepeatsLoader(_StrictLoader):
+    """The same, but of a key that is written twice the last counts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping."""
+        return yaml.SafeLoader.construct_mapping(self, node, deep)
+
+
 _HINTS = {
     "'\\t'": " Indent with spaces; YAML allows no tabs there.",
     "constructor for the tag": " Tags (!…) can run programs and are never followed; write the plain value.",
@@ -67,18 +75,19 @@ _HINTS = {
 """Part of PyYAML's words → what to do."""
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str, *, repeats: bool = False) -> Any:
     """Parse one YAML document.
 
     Args:
         text: The document.
         source: What to call it in an error (a file name, ``--opts``).
+        repeats: A key may be written twice in a mapping, and the last counts: PySlowFast's own files have some.
 
     Raises:
         ConfigError: A syntax error, an unsafe tag or a duplicate key; the text gives line and column.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_RepeatsLoader if repeats else _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
@@ -88,7 +97,7 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError([f"{source}: cannot be read as YAML: {' '.join(str(error).split())}."]) from None
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path, *, repeats: bool = False) -> dict[Any, Any]:
     """Read one YAML file whose top level is a mapping (an empty file is an empty mapping).
 
     Raises:
@@ -102,7 +111,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise ConfigError([f"{path}: this is not a text file; a YAML file in UTF-8 is expected."]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}."]) from None
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path), repeats=repeats)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -116,8 +125,12 @@ def base_beside(path: Path, base: str) -> Path | None:
     return candidate if candidate.is_file() else None
 
 
-def read_chain(path: Path, find_base: FindBase = base_beside) -> list[tuple[Path, dict[Any, Any]]]:
+def read_chain(
+    path: Path, find_base: FindBase = base_beside, *, repeats: bool = False
+) -> list[tuple[Path, dict[Any, Any]]]:
     """Read a file and everything it inherits from, the most basic file first, ``_BASE_`` keys removed.
+
+    ``repeats``: as in ``parse_yaml``.
 
     Raises:
         ConfigError: As ``read_yaml``; a base that does not exist, is a list, or inherits from itself.
@@ -129,7 +142,7 @@ def read_chain(path: Path, find_base: FindBase = base_beside) -> list[tuple[Path
         if current.resolve() in seen:
             raise ConfigError([f"{chain[-1][0]}: {BASE_KEY} leads back to {current}; a file cannot inherit itself."])
         seen.add(current.resolve())
-        values = read_yaml(current)
+        values = read_yaml(current, repeats=repeats)
         chain.append((current, values))
         current = _find(current, values.pop(BASE_KEY, None), find_base)
     return chain[::-1]

@@ -135,7 +135,7 @@ class RunState:
 
     def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         own = state.get("distinit")
-        if not isinstance(own, Mapping):
+        if not isinstance(own, Mapping) or "progress" not in own:  # PySlowFast's, alone or with this package's heads
             raise WeightsError(
                 "the checkpoint was not written by this program, so training cannot continue from it: give it as "
                 "TRAIN.CHECKPOINT_FILE_PATH to start from its weights."

@@ -1,0 +1,61 @@
+"""What keeps PySlowFast from running here, one object a defect: a test for it and a cure, made in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.registry import near_matches
+
+WITHOUT_VARIABLE = "DISTINIT_SLOWFAST_WITHOUT"
+"""Names of cures that are switched off, with commas between; processes that a job starts inherit it."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One defect.
+
+    Attributes:
+        name: By which it is listed and switched off.
+        symptom: What happens without the cure, in one line.
+        present: Whether the defect is here.
+        cure: Removes it from this process. Nothing on disk is changed.
+    """
+
+    name: str
+    symptom: str
+    present: Callable[[], bool]
+    cure: Callable[[], None]
+
+
+def switched_off(known: Iterable[Patch]) -> frozenset[str]:
+    """The names in ``DISTINIT_SLOWFAST_WITHOUT``.
+
+    Raises:
+        UserError: One that is no patch's.
+    """
+    names = [patch.name for patch in known]
+    given = [name.strip() for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name.strip()]
+    for name in given:
+        if name not in names:
+            raise UserError(
+                f"there is no patch named '{name}' to switch off.{near_matches(name, names)} Known: {', '.join(names)}."
+            )
+    return frozenset(given)
+
+
+def apply_patches(patches: Sequence[Patch], without: frozenset[str]) -> list[Patch]:
+    """Cure what is here and not switched off, in this order; returns what was cured."""
+    applied = []
+    for patch in patches:
+        if patch.name in without:
+            logger.warning("patch %s is switched off", patch.name)
+        elif patch.present():
+            patch.cure()
+            applied.append(patch)
+    return applied

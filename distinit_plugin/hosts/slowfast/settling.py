@@ -1,0 +1,156 @@
+"""What a configuration means in PySlowFast: what follows from it, what is refused, and what is left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distinit_plugin import build
+from distinit_plugin.config.defaults import get_cfg
+from distinit_plugin.config.node import CfgNode, leaf_keys
+from distinit_plugin.config.validate import problems_of
+from distinit_plugin.errors import ConfigError
+from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
+from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
+from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
+
+LOSS = "distinit"
+"""MODEL.LOSS_FUNC where DISTILL and ACTION say what the loss is."""
+
+DATASET = "distinitcorpus"
+"""TRAIN.DATASET and TEST.DATASET of CORPUS."""
+
+HONOURED = ("RUNNER.CLIPS_PER_EPOCH", "RUNNER.CPU_RANKS")
+"""Keys of RUNNER that mean something in PySlowFast."""
+
+logger = logging.getLogger(__name__)
+
+
+def has_terms(cfg: CfgNode) -> bool:
+    """Whether DISTILL or ACTION say what the loss is; else it is PySlowFast's MODEL.LOSS_FUNC."""
+    return cfg.ACTION.LOSS_WEIGHT > 0 or any(entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values())
+
+
+def can_classify(cfg: CfgNode, split: Any) -> bool:
+    """Whether there are videos for a use, and a classifier that something trains."""
+    return (not has_terms(cfg) or build.needs_own_logits(cfg)) and build.has_corpus(cfg, split)
+
+
+def settle(cfg: Any) -> None:
+    """Fill in what follows from a configuration of PySlowFast with this package's nodes.
+
+    Raises:
+        ConfigError: Everything in it that cannot be done there, one sentence each.
+    """
+    own = own_cfg(cfg)
+    own_corpora = has_terms(own) or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+    problems = [*_traps(cfg)]
+    if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
+        problems += [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in OWN_NODES]
+        problems += _not_there(cfg, own)
+    if own_corpora:
+        problems += _data_problems(cfg)
+    if problems:
+        raise ConfigError(problems)
+    if own_corpora:
+        cfg.TRAIN.DATASET = cfg.TEST.DATASET = DATASET
+    if has_terms(own):
+        cfg.MODEL.LOSS_FUNC = LOSS
+    if is_own(cfg.MODEL.MODEL_NAME):
+        cfg.MODEL.ARCH = ARCH
+        if ARCH not in cfg.MODEL.SINGLE_PATHWAY_ARCH:
+            cfg.MODEL.SINGLE_PATHWAY_ARCH = [*cfg.MODEL.SINGLE_PATHWAY_ARCH, ARCH]
+        # PySlowFast counts operations on three channels of one pathway.
+        cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and list(build.input_spec(own).view_specs("train")) == ["rgb"]
+        cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and cfg.MODEL.MODEL_NAME not in ("TwoStream", "Fused3D")
+    ignored = unhonoured(own)
+    if ignored:
+        logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
+
+
+def unhonoured(own: CfgNode) -> list[str]:
+    """Keys of RUNNER that differ from their default and mean nothing in PySlowFast."""
+    defaults = get_cfg().RUNNER
+    keys = [key for key in leaf_keys(own.RUNNER) if own.RUNNER[key] != defaults[key]]
+    return [f"RUNNER.{key}" for key in keys if f"RUNNER.{key}" not in HONOURED]
+
+
+def _not_there(cfg: Any, own: CfgNode) -> Iterator[str]:
+    """What this package's own runner does and PySlowFast's loop cannot."""
+    if own.DISTILL.GATE == "skip":
+        yield "DISTILL.GATE: skip is not possible in PySlowFast, whose student has run by then. Set it to weight."
+    if own.INIT.TRAINABLE != "all":
+        yield f"INIT.TRAINABLE: {own.INIT.TRAINABLE} is not possible in PySlowFast. Set it to all, or use distinit run."
+    if own.RUNNER.SCHEDULE_UNIT != "epoch":
+        yield "RUNNER.SCHEDULE_UNIT: PySlowFast counts in epochs. Give SOLVER's lengths in epochs."
+    if cfg.SOLVER.LR_POLICY == "plateau":
+        yield "SOLVER.LR_POLICY: PySlowFast has no plateau. Use cosine or steps_with_relative_lrs."
+    if own.CORPUS.TEST_CLIPS != "uniform":
+        yield f"CORPUS.TEST_CLIPS: {own.CORPUS.TEST_CLIPS} is not possible in PySlowFast. Set it to uniform."
+    if has_terms(own) and cfg.MODEL.DETACH_FINAL_FC:
+        yield "MODEL.DETACH_FINAL_FC: it cannot go with terms of DISTILL and ACTION. Set it False."
+    if has_terms(own) and (cfg.TASK or cfg.MASK.ENABLE or cfg.DETECTION.ENABLE):
+        yield (
+            "TASK, MASK.ENABLE, DETECTION.ENABLE: PySlowFast's other tasks cannot go with terms of DISTILL and ACTION. "
+            "Leave them out."
+        )
+
+
+def _data_problems(cfg: Any) -> Iterator[str]:
+    """What PySlowFast's own datasets do and CORPUS does not."""
+    for use in ("TRAIN", "TEST"):
+        if cfg[use].DATASET not in ("kinetics", DATASET):
+            yield (
+                f"{use}.DATASET: {cfg[use].DATASET} is a dataset of PySlowFast, but the loss or the corpora are of "
+                "DISTILL, ACTION or CORPUS, which read videos by themselves. Leave it at kinetics."
+            )
+    clips = (cfg.AUG.NUM_SAMPLE, cfg.DATA.TRAIN_CROP_NUM_TEMPORAL, cfg.DATA.TRAIN_CROP_NUM_SPATIAL)
+    if cfg.AUG.ENABLE or max(clips) > 1:
+        yield (
+            "AUG.ENABLE: AUG and several crops of a clip are augmentations of PySlowFast's datasets, which CORPUS does "
+            "not do. Set AUG.ENABLE False, AUG.NUM_SAMPLE, DATA.TRAIN_CROP_NUM_TEMPORAL and _SPATIAL 1."
+        )
+    if cfg.MULTIGRID.SHORT_CYCLE or cfg.MULTIGRID.LONG_CYCLE or cfg.MIXUP.ENABLE or cfg.DATA.MULTI_LABEL:
+        yield "MULTIGRID, MIXUP.ENABLE, DATA.MULTI_LABEL: they need PySlowFast's own datasets. Switch them off."
+
+
+def _traps(cfg: Any) -> Iterator[str]:
+    """What PySlowFast takes without a word, or dies of much later."""
+    if cfg.BN.NORM_TYPE == "sync_batchnorm" and sync_norm_fails():
+        yield "BN.NORM_TYPE: sync_batchnorm cannot be built with PyTorchVideo 0.1.5. Set it to batchnorm."
+    if cfg.NUM_GPUS == 0 and (cfg.MULTIGRID.SHORT_CYCLE or cfg.MULTIGRID.LONG_CYCLE):
+        yield "MULTIGRID: it divides by NUM_GPUS, which is 0. Switch SHORT_CYCLE and LONG_CYCLE off."
+    histogram = cfg.TENSORBOARD.HISTOGRAM
+    if cfg.TENSORBOARD.ENABLE and histogram.ENABLE and histogram.TOPK > cfg.MODEL.NUM_CLASSES:
+        yield f"TENSORBOARD.HISTOGRAM.TOPK: {histogram.TOPK} of {cfg.MODEL.NUM_CLASSES} classes. Lower it."
+    if cfg.TRAIN.ENABLE and cfg.TRAIN.CHECKPOINT_FILE_PATH:
+        yield from _start_problems(cfg)
+
+
+def _start_problems(cfg: Any) -> Iterator[str]:
+    folder = Path(cfg.OUTPUT_DIR) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    prefix = f"{cfg.TASK}_checkpoint" if cfg.TASK else "checkpoint"
+    others = [name for name in names if "checkpoint" in name and not name.startswith(prefix)]
+    if cfg.TRAIN.AUTO_RESUME and others and len(others) == len(names):
+        yield (
+            f"TRAIN.CHECKPOINT_FILE_PATH: it would be ignored, because OUTPUT_DIR holds checkpoints of another TASK "
+            f"({others[0]}), and training would start at random. Name another OUTPUT_DIR."
+        )
+    path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
+    if cfg.TRAIN.CHECKPOINT_EPOCH_RESET or cfg.TRAIN.CHECKPOINT_TYPE != "pytorch" or names or not path.is_file():
+        return
+    try:
+        state = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception:  # PySlowFast reads it itself, in more ways than this one, and says what is wrong
+        return
+    epoch = state.get("epoch") if isinstance(state, dict) else None
+    if isinstance(epoch, int) and epoch + 1 >= cfg.SOLVER.MAX_EPOCH:
+        yield (
+            f"TRAIN.CHECKPOINT_EPOCH_RESET: False, and {path} has {epoch + 1} epochs behind it of SOLVER.MAX_EPOCH "
+            f"{cfg.SOLVER.MAX_EPOCH}: nothing would be trained. Set it True to fine-tune."
+        )
