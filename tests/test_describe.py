@@ -206,6 +206,12 @@ def test_command(tmp_path, capsys):
     shipped = "configs/DistInit/table1_r2plus1d18_distinit_finetune.yaml"
     assert cli.main(["describe", "--cfg", shipped, "--crop", "32"]) == 0
     assert "R2Plus1D for rgb 3×8×32×32" in capsys.readouterr().out
+    boxes = "configs/AVA/table5_d3d_resnet_rpn.yaml"  # whose RPN's weights are not there
+    assert cli.main(["describe", "--cfg", boxes, "--json", str(file)]) == 0
+    assert "without the head, which comes once a box" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert (found["classifier"], found["layers"][-1]["spatial_stride"]) == (1024 * 84 + 84, 16)
+    assert found["layers"][-1]["pixels"]["rgb"]["size"]
 
 
 @pytest.mark.parametrize(

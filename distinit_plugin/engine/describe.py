@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from distinit_plugin.detection.network import RoiNetwork
 from distinit_plugin.engine.evaluate import evaluation_mode
 from distinit_plugin.engine.profile import count_macs
 from distinit_plugin.engine.receptive import Extent, UntracedError, receptive_fields
@@ -152,7 +153,8 @@ def describe(name: str, network: Network, split: Split = "test") -> Description:
             f"{name} cannot run on clips of {sizes} (C×T×H×W): {str(error).splitlines()[0][:200]}. Give other --frames "
             "or a larger --crop."
         ) from error
-    frames, pixels, reason = _fields(network, specs, layers)
+    backbone = network.backbone if isinstance(network, RoiNetwork) else network
+    frames, pixels, reason = _fields(backbone, specs, layers)
     rows = [
         LayerRow(
             layer,
@@ -166,13 +168,13 @@ def describe(name: str, network: Network, split: Split = "test") -> Description:
     ]
     num_classes, total = network.num_classes, _count(network)
     trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    network.reset_classifier(0)
+    classifier = _classifier(network)
     return Description(
         name=name,
         views={view: tuple(tensor.shape[1:]) for view, tensor in views.items()},
         parameters=total,
         trainable=trainable,
-        classifier=total - _count(network),
+        classifier=classifier,
         macs=macs,
         feature_dim=network.feature_dim,
         num_classes=num_classes,
@@ -193,6 +195,16 @@ def meta_views(specs: Mapping[str, ViewSpec], batch_size: int = 1) -> dict[str, 
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _classifier(network: Network) -> int:
+    """Parameters of the classifier, which is taken off; of a network that classifies boxes those of the head."""
+    if isinstance(network, RoiNetwork):
+        return _count(network.roi_head)
+    assert isinstance(network, nn.Module)
+    before = _count(network)
+    network.reset_classifier(0)
+    return before - _count(network)
 
 
 def _fields(

@@ -14,12 +14,16 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine.describe import Description, describe
 from distinit_plugin.files import write_text
 
+BOXES_NOTE = "GMACs are those of a clip without the head, which comes once a box; an RPN (ROI.PROPOSALS) is not counted."
+
 WIDEST = 1000
 """Columns of the terminal, more than any table takes."""
 
 
 def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Console | None = None) -> Description:
     """Print the student of a configuration; no weights are read and no arithmetic is done.
+
+    A network that classifies boxes is described as one whose boxes are given: an RPN is a network of its own.
 
     Args:
         cfg: Names the network, its switches, and the clips of the test (DATA).
@@ -29,6 +33,10 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
     Raises:
         UserError: There is no such network, or it cannot take these clips.
     """
+    if cfg.DETECTION.ENABLE:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.ROI.PROPOSALS = "given"
     with torch.device("meta"):
         network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
         assert isinstance(network, nn.Module)
@@ -39,7 +47,10 @@ def describe_network(cfg: CfgNode, *, json_file: Path | None = None, console: Co
     description = describe(cfg.MODEL.MODEL_NAME, network)
     if json_file is not None:
         write_text(json_file, json.dumps(description.as_json(), indent=2, ensure_ascii=False) + "\n")
-    print_description(description, console or Console())
+    console = console or Console()
+    print_description(description, console)
+    if cfg.DETECTION.ENABLE:
+        console.print(BOXES_NOTE, highlight=False, soft_wrap=True)
     return description
 
 

@@ -157,7 +157,7 @@ def _from_teacher(session: Session, name: str, num_clips: int) -> _Seen:
     """The first clips of the training, as it would show them to the teacher."""
     cfg = session.cfg
     clip = _clip_spec(cfg)
-    videos = session.corpora.of("train")
+    videos = session.corpora.clips("train")
     teacher = build.build_teacher(cfg, name)
     (view,) = teacher.view_specs("train").values()
     module = session.place(teacher)
@@ -221,7 +221,7 @@ def _from_cache(session: Session, name: str, num_clips: int) -> _Seen:
     """What is stored, without the teacher; examples need the videos, entropies do not."""
     cfg = session.cfg
     clip = _clip_spec(cfg)
-    videos = session.corpora.of("train")
+    videos = session.corpora.clips("train")
     targets = build.build_targets(cfg, videos, "train", clip, only=name)[name]
     layout = targets.store.layout
     if layout.layer != "logits":
