@@ -14,7 +14,7 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine.describe import Description, describe
 from distinit_plugin.files import write_text
 
-BOXES_NOTE = "GMACs are those of a clip without the head, which comes once a box; an RPN (ROI.PROPOSALS) is not counted."
+BOXES_NOTE = "GMACs: of a clip without the head, which comes once a box. An RPN (ROI.PROPOSALS) is not counted."
 
 WIDEST = 1000
 """Columns of the terminal, more than any table takes."""
