@@ -462,6 +462,15 @@ def test_evaluation_gives_probabilities():
     assert each.sum(1).tolist() != pytest.approx([1.0, 1.0], abs=1e-3)
 
 
+def test_lengths_in_steps_become_epochs(job):
+    words = "RUNNER.SCHEDULE_UNIT step SOLVER.MAX_EPOCH 10 SOLVER.STEPS [0,6] SOLVER.LRS [1,0.1] SOLVER.WARMUP_EPOCHS 3"
+    job.merge_from_list([*words.split(), "DISTILL.TEACHERS.LIGHT.WARMUP", "6"])
+    for _ in range(2):  # training, then the test
+        settle(job)
+        assert (job.SOLVER.MAX_EPOCH, job.SOLVER.STEPS, job.SOLVER.WARMUP_EPOCHS) == (4, [0.0, 2.0], 1.0)  # 12 videos
+        assert job.DISTILL.TEACHERS.LIGHT.WARMUP == 2.0
+
+
 def test_silent_traps_are_refused(root, tmp_path):
     weights = tmp_path / "weights.pyth"
     torch.save({"epoch": 6, "model_state": {}}, weights)
@@ -484,7 +493,6 @@ def test_silent_traps_are_refused(root, tmp_path):
     [
         (["DISTILL.GATE", "skip"], r"DISTILL\.GATE: skip is not possible"),
         (["INIT.TRAINABLE", "heads"], r"INIT\.TRAINABLE: heads is not possible"),
-        (["RUNNER.SCHEDULE_UNIT", "step"], r"RUNNER\.SCHEDULE_UNIT: PySlowFast counts in epochs"),
         (["SOLVER.LR_POLICY", "plateau"], r"SOLVER\.LR_POLICY: PySlowFast has no plateau"),
         (["TRAIN.DATASET", "ssv2"], r"TRAIN\.DATASET: ssv2 is a dataset of PySlowFast"),
         (["AUG.NUM_SAMPLE", "2"], r"AUG\.ENABLE: AUG and several crops"),

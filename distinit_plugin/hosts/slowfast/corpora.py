@@ -11,16 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distinit_plugin import build
-from distinit_plugin.config.node import CfgNode
-from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.networks import is_own
 from distinit_plugin.hosts.slowfast.schema import own_cfg
-from distinit_plugin.hosts.slowfast.settling import can_classify, has_terms
+from distinit_plugin.hosts.slowfast.settling import can_classify, has_terms, train_sampler
 from distinit_plugin.hosts.slowfast.teachers import Extras, student_specs
 from distinit_plugin.types import Sample, SampleKey, Split
-from distinit_plugin.video.corpus import Mixture
 
 UNLABELED = -1
 """The label in the tuple of a clip that has none: PySlowFast's collate needs a number."""
@@ -66,7 +63,7 @@ class Distinitcorpus(Dataset[Item]):
             targets = build.build_targets(own, videos, split, next(iter(self._student.values())))
         self._data = build.build_dataset(own, videos, specs, split, targets=targets)
         self._views = own.TEST.NUM_ENSEMBLE_VIEWS * own.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
-        self._sampler = _sampler(own, videos) if split == "train" else None
+        self._sampler = train_sampler(own, videos) if split == "train" else None
         self._flow = build.build_live_flow(own) if _sees_flow(self._student) else None
         self._set_epoch_num(0)
 
@@ -122,17 +119,6 @@ class Distinitcorpus(Dataset[Item]):
 
         packed: list[Tensor] = pack_pathway_output(self._cfg, views[0])
         return packed
-
-
-def _sampler(cfg: CfgNode, videos: Mixture) -> ClipSampler:
-    """The training clips of all processes together."""
-    return ClipSampler(
-        videos.sizes,
-        videos.weights,
-        num_clips_per_epoch=cfg.RUNNER.CLIPS_PER_EPOCH,
-        global_batch_size=cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS,
-        seed=cfg.RNG_SEED,
-    )
 
 
 def _sees_flow(specs: Mapping[str, Any]) -> bool:

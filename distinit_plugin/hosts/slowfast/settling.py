@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.config.validate import problems_of
+from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
 from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
 from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
+from distinit_plugin.video.corpus import Mixture
 
 LOSS = "distinit"
 """MODEL.LOSS_FUNC where DISTILL and ACTION say what the loss is."""
@@ -60,6 +63,8 @@ def settle(cfg: Any) -> None:
         cfg.TRAIN.DATASET = cfg.TEST.DATASET = DATASET
     if has_terms(own):
         cfg.MODEL.LOSS_FUNC = LOSS
+    if own_corpora and own.RUNNER.SCHEDULE_UNIT == "step":
+        _count_in_epochs(cfg, own)
     if is_own(cfg.MODEL.MODEL_NAME):
         cfg.MODEL.ARCH = ARCH
         if ARCH not in cfg.MODEL.SINGLE_PATHWAY_ARCH:
@@ -70,6 +75,32 @@ def settle(cfg: Any) -> None:
     ignored = unhonoured(own)
     if ignored:
         logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
+
+
+def train_sampler(cfg: CfgNode, videos: Mixture) -> ClipSampler:
+    """The training clips of all processes together."""
+    return ClipSampler(
+        videos.sizes,
+        videos.weights,
+        num_clips_per_epoch=cfg.RUNNER.CLIPS_PER_EPOCH,
+        global_batch_size=cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS,
+        seed=cfg.RNG_SEED,
+    )
+
+
+def _count_in_epochs(cfg: Any, own: CfgNode) -> None:
+    """Lengths in steps as PySlowFast counts them; a last epoch that is not whole becomes a whole one."""
+    if not cfg.TRAIN.ENABLE:
+        return
+    steps = train_sampler(own, build.build_corpora(own, "train")).steps_per_epoch
+    solver = cfg.SOLVER
+    logger.warning("SOLVER's %d steps are %.2f epochs of %d", solver.MAX_EPOCH, solver.MAX_EPOCH / steps, steps)
+    solver.MAX_EPOCH = math.ceil(solver.MAX_EPOCH / steps)
+    solver.STEPS = [start / steps for start in solver.STEPS]
+    solver.WARMUP_EPOCHS = solver.WARMUP_EPOCHS / steps
+    for entry in cfg.DISTILL.TEACHERS.values():
+        entry.WARMUP = entry.WARMUP / steps
+    cfg.RUNNER.SCHEDULE_UNIT = "epoch"
 
 
 def unhonoured(own: CfgNode) -> list[str]:
@@ -85,8 +116,6 @@ def _not_there(cfg: Any, own: CfgNode) -> Iterator[str]:
         yield "DISTILL.GATE: skip is not possible in PySlowFast, whose student has run by then. Set it to weight."
     if own.INIT.TRAINABLE != "all":
         yield f"INIT.TRAINABLE: {own.INIT.TRAINABLE} is not possible in PySlowFast. Set it to all, or use distinit run."
-    if own.RUNNER.SCHEDULE_UNIT != "epoch":
-        yield "RUNNER.SCHEDULE_UNIT: PySlowFast counts in epochs. Give SOLVER's lengths in epochs."
     if cfg.SOLVER.LR_POLICY == "plateau":
         yield "SOLVER.LR_POLICY: PySlowFast has no plateau. Use cosine or steps_with_relative_lrs."
     if own.CORPUS.TEST_CLIPS != "uniform":
