@@ -68,8 +68,8 @@ class Clip(NamedTuple):
 class Recorder(ClipDataset):
     """Notes the frames and the region that a key stands for, so that the peers decode the same."""
 
-    def _clip(self, index: FrameIndex, place: Place, rng: np.random.Generator) -> sampling.Clip:
-        chosen = super()._clip(index, place, rng)
+    def _clip(self, frames: FrameIndex, index: int, place: Place, rng: np.random.Generator) -> sampling.Clip:
+        chosen = super()._clip(frames, index, place, rng)
         self.frames = chosen.timeline[chosen.places]
         return chosen
 

@@ -36,5 +36,5 @@ def write_picture(output: Path, figure: Figure, numbers: Mapping[str, Any], rows
     Raises:
         UserError: They cannot be written.
     """
-    write_numbers(output, numbers, rows)
     save_figure(figure, output)
+    write_numbers(output, numbers, rows)

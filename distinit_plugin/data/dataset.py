@@ -266,6 +266,9 @@ class ClipDataset(Dataset[Sample]):
 
     def _annotate(self, sample: Sample, index: int, region: ViewRegion) -> None:
         """Add what is known of the record."""
+        self._label(sample, index)
+
+    def _label(self, sample: Sample, index: int) -> None:
         label = self.videos[index].label
         if label is not None:
             sample["targets"]["label"] = torch.tensor(label)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from distinit_plugin.data.dataset import ClipDataset
 from distinit_plugin.errors import VideoError
-from distinit_plugin.types import ViewSpec
-from distinit_plugin.video.corpus import Mixture, VideoRecord
+from distinit_plugin.types import Sample, ViewSpec
+from distinit_plugin.video.corpus import Mixture
 from distinit_plugin.video.grid import Place
 
 FEATURES = "features"
@@ -31,10 +31,9 @@ class FeatureClips(ClipDataset):
         super().__init__(videos, {}, clip_spec=ViewSpec(), split="train", seed=seed)
         self._features = features
 
-    def _read(
-        self, record: VideoRecord, index: int, place: Place, rng: np.random.Generator
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        clips = self._features.get(record.path)
+    def _fill(self, sample: Sample, index: int, place: Place, rng: np.random.Generator) -> None:
+        clips = self._features.get(sample["path"])
         if clips is None:
-            raise VideoError(record.path, "no clip could be read when features were extracted")
-        return {FEATURES: clips[int(rng.integers(len(clips)))]}, {}
+            raise VideoError(sample["path"], "no clip could be read when features were extracted")
+        sample["views"] = {FEATURES: clips[int(rng.integers(len(clips)))]}
+        self._label(sample, index)

@@ -192,8 +192,8 @@ def visualize_flow(
     rows = sample_rows(samples)
     sheet = draw_samples(samples, "decoded flow")
     pictures = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-    write_numbers(output, {"unit": "pixels", "pictures": pictures}, rows)
     write_file(output, lambda file: sheet.save(file, format="PNG"))
+    write_numbers(output, {"unit": "pixels", "pictures": pictures}, rows)
     _say(console, f"wrote {output}")
 
 

@@ -104,7 +104,9 @@ class _Replay(nn.Module):
         super().__init__()
         self._owner = [owner]
 
-    def forward(self, views: Mapping[str, Tensor]) -> tuple[ModelOutput, dict[str, Tensor]]:
+    def forward(
+        self, views: Mapping[str, Tensor], boxes: Tensor | None = None
+    ) -> tuple[ModelOutput, dict[str, Tensor]]:
         """What the pass gave."""
         return self._owner[0].take_predictions()
 
