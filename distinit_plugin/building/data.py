@@ -198,16 +198,16 @@ def build_grid_dataset(
     )
 
 
-def build_train_sampler(cfg: CfgNode, videos: Records) -> ClipSampler:
-    """The stream of training keys of this rank."""
+def build_train_sampler(cfg: CfgNode, videos: Records, *, all_ranks: bool = False) -> ClipSampler:
+    """The stream of training keys of this rank, or of all ranks together."""
     return ClipSampler(
         videos.sizes,
         videos.weights,
         num_clips_per_epoch=cfg.RUNNER.CLIPS_PER_EPOCH,
         global_batch_size=cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS,
         seed=cfg.RNG_SEED,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=0 if all_ranks else distributed.rank(),
+        world_size=1 if all_ranks else distributed.world_size(),
     )
 
 

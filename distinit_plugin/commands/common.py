@@ -25,48 +25,32 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(word: str) -> float:
-    """The type of a flag that takes a duration."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: seconds, a number > 0")
-    return value
+def _real(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """The type of a flag that takes some of the real numbers; ``allowed`` says which."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: {allowed}")
+        return value
+
+    return parse
 
 
-def positive(word: str) -> float:
-    """The type of a flag that takes any number above 0."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number > 0")
-    return value
+seconds = _real("seconds, a number > 0", lambda value: 0 < value < math.inf)
+"""The type of a flag that takes a duration."""
 
+positive = _real("a number > 0", lambda value: 0 < value < math.inf)
+"""The type of a flag that takes any number above 0."""
 
-def number(word: str) -> float:
-    """The type of a flag that takes any finite number."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number")
-    return value
+number = _real("a number", math.isfinite)
+"""The type of a flag that takes any finite number."""
 
-
-def probability(word: str) -> float:
-    """The type of a flag that takes a number from 0 to 1."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a number from 0 to 1")
-    return value
+probability = _real("a number from 0 to 1", lambda value: 0 <= value <= 1)
+"""The type of a flag that takes a number from 0 to 1."""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

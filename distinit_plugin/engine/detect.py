@@ -137,13 +137,13 @@ def detect(
             if batch["keys"]:
                 parts |= dict(_of_batch(network, batch, finish(batch), given, selection, device, refinement, autocast))
     seen = np.zeros(num_keyframes, dtype=bool)
-    rows: dict[int, Detections] = {}
+    rows: list[Detections] = []
     for numbers, joined, others in gather_objects((list(parts), Detections.joined(parts.values()), bad)):
         bad.update(others)
         fresh = [number for number in numbers if not seen[number]]
         seen[fresh] = True
         own = np.isin(joined.keyframe, fresh)
-        rows[len(rows)] = Detections(*(column[own] for column in joined))
+        rows.append(Detections(*(column[own] for column in joined)))
     if not seen.any():
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:3])
         raise UserError(
@@ -151,7 +151,7 @@ def detect(
             "AVA.FRAME_DIR or KEYFRAMES.VIDEO_DIR lead."
         )
     named = [BadVideo(path, reason) for path, reason in sorted(bad.items())]
-    return KeyframeScores(Detections.joined(rows.values()), seen, named)
+    return KeyframeScores(Detections.joined(rows), seen, named)
 
 
 def _of_batch(

@@ -366,9 +366,7 @@ def mean_terms(
                 # What a term's mean is over may be the kept examples alone.
                 meter.update({term_key(name): output.terms[term_key(name)]}, count)
             meter.update(output.report, output.report_weights)
-    for names in gather_objects(meter.names):  # a rank without clips takes part in the sums with nothing
-        meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
-    means = meter.read(all_reduce_sum)
+    means = meter.read_all(device, all_reduce_sum, gather_objects)
     if not means:
         raise UserError("none of the validation videos could be read: run distinit check-corpus on CORPUS.VAL.")
     return {"loss": sum(term.weight * means[term_key(term.name)] for term in objective.terms), **means}

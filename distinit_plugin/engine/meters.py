@@ -106,6 +106,23 @@ class MeanMeter:
             for name, (total, weight) in zip(names, table.tolist(), strict=True)
         }
 
+    def read_all(
+        self,
+        device: torch.device,
+        all_reduce_sum: Callable[[Tensor], Tensor],
+        gather_objects: Callable[[Any], list[Any]],
+    ) -> dict[str, float]:
+        """The means over all ranks, of which some may have met nothing, or other names; empty: no rank met any.
+
+        Args:
+            device: Where the scalars are.
+            all_reduce_sum: Sum of a tensor over ranks.
+            gather_objects: The objects of all ranks.
+        """
+        for names in gather_objects(self.names):  # who has met nothing takes part in the sums with nothing
+            self.update({name: torch.zeros((), device=device) for name in names}, 0.0)
+        return self.read(all_reduce_sum)
+
     def reset(self) -> None:
         """Forget everything."""
         self._sums.clear()

@@ -65,9 +65,7 @@ def evaluate_proposals(
             meter.update({"proposals": torch.tensor(len(output.boxes) / count, device=device)}, count)
             shares = {f"recall{round(100 * least)}": (best >= least).double().mean() for least in RECALLS}
             meter.update({**shares, "mean_iou": best.double().mean()}, len(truth))
-    for names in gather_objects(meter.names):  # a rank without keyframes takes part in the sums with nothing
-        meter.update({name: torch.zeros((), device=device) for name in names}, 0.0)
-    means = meter.read(all_reduce_sum)
+    means = meter.read_all(device, all_reduce_sum, gather_objects)
     if not means:
         raise UserError("none of the keyframes could be read. See where AVA.FRAME_DIR or KEYFRAMES.VIDEO_DIR lead.")
     return means

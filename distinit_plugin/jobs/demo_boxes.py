@@ -114,7 +114,6 @@ def detected(
     Raises:
         UserError: There are no boxes, or a file is wrong.
     """
-    cfg = trained.cfg
     cfg, network = trained.cfg, trained.network()
     specs = dict(network.view_specs("test"))
     session.check_convolutions(network, specs)

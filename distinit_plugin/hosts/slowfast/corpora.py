@@ -15,7 +15,7 @@ from distinit_plugin.data.views import finish_views
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.networks import is_own
 from distinit_plugin.hosts.slowfast.schema import own_cfg
-from distinit_plugin.hosts.slowfast.settling import can_classify, has_terms, train_sampler
+from distinit_plugin.hosts.slowfast.settling import can_classify, has_terms
 from distinit_plugin.hosts.slowfast.teachers import Extras, student_specs
 from distinit_plugin.types import Sample, SampleKey, Split
 
@@ -63,7 +63,7 @@ class Distinitcorpus(Dataset[Item]):
             targets = build.build_targets(own, videos, split, next(iter(self._student.values())))
         self._data = build.build_dataset(own, videos, specs, split, targets=targets)
         self._views = own.TEST.NUM_ENSEMBLE_VIEWS * own.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
-        self._sampler = train_sampler(own, videos) if split == "train" else None
+        self._sampler = build.build_train_sampler(own, videos, all_ranks=True) if split == "train" else None
         self._flow = build.build_live_flow(own) if _sees_flow(self._student) else None
         self._set_epoch_num(0)
 

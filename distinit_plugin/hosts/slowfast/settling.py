@@ -14,12 +14,10 @@ from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.config.validate import problems_of
-from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
 from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
 from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
-from distinit_plugin.video.corpus import Mixture
 
 LOSS = "distinit"
 """MODEL.LOSS_FUNC where DISTILL and ACTION say what the loss is."""
@@ -77,22 +75,11 @@ def settle(cfg: Any) -> None:
         logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
 
 
-def train_sampler(cfg: CfgNode, videos: Mixture) -> ClipSampler:
-    """The training clips of all processes together."""
-    return ClipSampler(
-        videos.sizes,
-        videos.weights,
-        num_clips_per_epoch=cfg.RUNNER.CLIPS_PER_EPOCH,
-        global_batch_size=cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS,
-        seed=cfg.RNG_SEED,
-    )
-
-
 def _count_in_epochs(cfg: Any, own: CfgNode) -> None:
     """Lengths in steps as PySlowFast counts them; a last epoch that is not whole becomes a whole one."""
     if not cfg.TRAIN.ENABLE:
         return
-    steps = train_sampler(own, build.build_corpora(own, "train")).steps_per_epoch
+    steps = build.build_train_sampler(own, build.build_corpora(own, "train"), all_ranks=True).steps_per_epoch
     solver = cfg.SOLVER
     logger.warning("SOLVER's %d steps are %.2f epochs of %d", solver.MAX_EPOCH, solver.MAX_EPOCH / steps, steps)
     solver.MAX_EPOCH = math.ceil(solver.MAX_EPOCH / steps)
