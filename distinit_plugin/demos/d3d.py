@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.motion_rows import Errors, Probe, decode_motion, error_rows
+from distinit_plugin.demos.motion_rows import Errors, Probe, draw_errors, error_rows, run_probe
 from distinit_plugin.demos.motions import (
     CLASS_NAMES,
     NUM_MORE,
@@ -26,10 +26,22 @@ from distinit_plugin.demos.motions import (
     draw_classes,
     make_motions,
 )
-from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_seed, pairs_of, percents, storyteller
+from distinit_plugin.demos.runs import (
+    RESULTS_MARKDOWN,
+    Outcome,
+    Runs,
+    Say,
+    Task,
+    by_seed,
+    pairs_of,
+    percents,
+    run_task,
+    storyteller,
+)
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
 from distinit_plugin.engine.evaluate import SCORES_FILE
+from distinit_plugin.engine.motion_report import MotionCurve
 from distinit_plugin.engine.results import Row, Value, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
@@ -159,11 +171,14 @@ class DemoD3D:
         self._say(f"the two streams, {len(self._seeds)} seeds each")
         self._train(STREAMS, data, scores)
         self._say(f"students of D3D: {len(self._students)} variants × {len(self._seeds)} seeds")
-        self._train(self._students, data, scores)
+        self._say("with them, decoders of flow from layers of the frozen networks of the first seed")
+        d3d, *others = self._students
+        curves = self._train([d3d], data, scores, self._probe(RGB_STREAM, data, FLOW_STREAM))
+        curves += self._train(others, data, scores, self._probe(d3d, data))
         self._combine(scores)
         rows = self._rows(scores)
         self._draw()
-        self.errors = self._decode(data)
+        self.errors = draw_errors(curves, self.folder)
         results = {
             "top1": scores,
             "minus S3D-G": {name: differences(scores[name], scores[RGB_STREAM.name]) for name in scores},
@@ -191,16 +206,25 @@ class DemoD3D:
         for path, reason in result.bad:
             raise UserError(f"the flow of {path} cannot be computed: {reason}.")
 
-    def _train(self, variants: Sequence[Variant], data: MotionData, scores: Scores) -> None:
-        """Train and test every variant with every seed."""
-        tasks = [self.task(variant, seed, data) for variant in variants for seed in self._seeds]
-        for number, outcome in enumerate(self._runs.all(tasks)):
+    def _train(
+        self, variants: Sequence[Variant], data: MotionData, scores: Scores, probe: Probe | None = None
+    ) -> list[MotionCurve]:
+        """Train and test every variant with every seed, and a probe beside them, whose curves are returned."""
+        items: list[Task | Probe] = [self.task(variant, seed, data) for variant in variants for seed in self._seeds]
+        if probe is not None:
+            items.append(probe)
+        curves: list[MotionCurve] = []
+        for number, outcome in enumerate(self._runs.spread(_work, items)):
+            if not isinstance(outcome, Outcome):
+                curves += outcome
+                continue
             name = variants[number // len(self._seeds)].name
             assert outcome.top1 is not None
             found = scores.setdefault(name, [])
             found.append(outcome.top1)
             if len(found) == len(self._seeds):
                 self._say(f"  {name}: {percents(found)}")
+        return curves
 
     def task(self, variant: Variant, seed: int, data: MotionData) -> Task:
         """One run; its teachers must be finished."""
@@ -230,13 +254,13 @@ class DemoD3D:
             **self._options,
         }
 
-    def _decode(self, data: MotionData) -> Errors:
-        """The end-point errors of the first seed's networks."""
+    def _probe(self, variant: Variant, data: MotionData, flow: Variant | None = None) -> Probe:
+        """What probes the first seed's network of a variant, and a flow stream beside it; both must be finished."""
         seed = self._seeds[0]
-        self._say("decoding flow from layers of the frozen networks of the first seed")
-        stream, rgb, d3d = (self._runs.newest(folder_of(variant, seed)) for variant in (FLOW_STREAM, RGB_STREAM, D3D))
-        probes = [Probe(RGB_STREAM.name, "probe_rgb", rgb, stream), Probe(D3D.name, "probe_d3d", d3d)]
-        return decode_motion(self._runs, probes, {**self._paths(data), "RNG_SEED": seed})
+        weights = self._runs.newest(folder_of(variant, seed))
+        stream = None if flow is None else self._runs.newest(folder_of(flow, seed))
+        options = {**self._paths(data), "RNG_SEED": seed}
+        return Probe(variant.name, f"probe_{variant.config}", weights, options, stream)
 
     # --------------------------------------------------------------------------------------------------- results
     def _combine(self, scores: Scores) -> None:
@@ -279,6 +303,11 @@ class DemoD3D:
         variants = (*STREAMS, *self._students)
         runs = {variant.name: self.folder / folder_of(variant, self._seeds[0]) for variant in variants}
         plot_curves(runs, self.folder / "curves.png")
+
+
+def _work(item: Task | Probe, folder: Path, options: Mapping[str, object]) -> Outcome | list[MotionCurve]:
+    """One training or one probe in this process."""
+    return run_probe(item, folder, options) if isinstance(item, Probe) else run_task(item, folder, options)
 
 
 def folder_of(variant: Variant, seed: int) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.runs import Runs, pairs_of
+from distinit_plugin.demos.runs import pairs_of
 from distinit_plugin.engine.motion_report import MotionCurve, plot_motion
 from distinit_plugin.engine.results import Row
 from distinit_plugin.jobs.motion_probe import probe_motion
@@ -30,30 +29,20 @@ class Probe(NamedTuple):
         name: Of the network in tables.
         folder: For the decoders, below that of all runs.
         weights: Of the network.
+        options: Overrides of the YAML file.
         flow_network: Weights of a flow stream that is probed in the same way; ``None``: none.
     """
 
     name: str
     folder: str
     weights: Path
+    options: Mapping[str, object]
     flow_network: Path | None = None
 
 
-def decode_motion(runs: Runs, probes: list[Probe], options: Mapping[str, object]) -> Errors:
-    """Train decoders of flow on frozen networks and draw their errors.
-
-    Args:
-        runs: Where, and how many at once.
-        probes: The networks.
-        options: Overrides of the YAML file.
-
-    Returns:
-        The errors, under those of no motion at all (``all zeros``).
-    """
-    curves: list[MotionCurve] = []
-    for found in runs.spread(partial(_probe, keys=dict(options)), probes):
-        curves += found
-    plot_motion(curves, runs.folder / PLOT)
+def draw_errors(curves: Sequence[MotionCurve], folder: Path) -> Errors:
+    """The errors that probes found, under those of no motion at all (``all zeros``); their plot below ``folder``."""
+    plot_motion(curves, folder / PLOT)
     zeros = {layer.layer: layer.zeros for layer in curves[0].layers}
     return {"all zeros": zeros, **{curve.name: {layer.layer: layer.epe for layer in curve.layers} for curve in curves}}
 
@@ -63,11 +52,9 @@ def error_rows(errors: Errors) -> list[Row]:
     return [Row(name, {layer: f"{value:.3f}" for layer, value in found.items()}) for name, found in errors.items()]
 
 
-def _probe(
-    probe: Probe, folder: Path, options: Mapping[str, object], *, keys: Mapping[str, object]
-) -> list[MotionCurve]:
-    """One probe in this process."""
-    cfg, _ = load_cfg(CONFIG, pairs_of({**keys, **options, "OUTPUT_DIR": folder / probe.folder}))
+def run_probe(probe: Probe, folder: Path, options: Mapping[str, object]) -> list[MotionCurve]:
+    """Train decoders of flow on layers of a frozen network, in this process; of ``flow_network`` as well."""
+    cfg, _ = load_cfg(CONFIG, pairs_of({**probe.options, **options, "OUTPUT_DIR": folder / probe.folder}))
     found = probe_motion(
         cfg, probe.weights, flow_network=probe.flow_network or "", name=probe.name, console=Console(file=io.StringIO())
     )
