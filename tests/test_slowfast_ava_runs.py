@@ -174,7 +174,12 @@ def test_a_checkpoint_of_either_program_is_tested_by_the_other(tmp_path, persons
 
 def test_two_processes_train_and_test_as_one(tmp_path, persons):
     """One step on the same keyframes, batch normalisation at rest: the mean is over the boxes of both processes."""
-    keys = {"TRAIN__BATCH_SIZE": 12, "RUNNER__CLIPS_PER_EPOCH": 12, "MODEL__FROZEN_BN": True, "MODEL__DROPOUT_RATE": 0.0}
+    keys = {
+        "TRAIN__BATCH_SIZE": 12,
+        "RUNNER__CLIPS_PER_EPOCH": 12,
+        "MODEL__FROZEN_BN": True,
+        "MODEL__DROPOUT_RATE": 0.0,
+    }
     one, _, _ = run_there(tmp_path / "one", persons, **keys)
     two, _, _ = run_there(tmp_path / "two", persons, RUNNER__CPU_RANKS=2, **keys)
     (first,), (second,) = (json_stats(folder, "train_iter") for folder in (one, two))
@@ -197,7 +202,12 @@ def test_its_own_network_on_our_data(tmp_path, persons):
     assert 0 < maps_of(output)[1] < 1
 
 
-LAST_STAGE = ["RESNET.SPATIAL_DILATIONS", "[[1,1],[1,1],[1,1],[2,2]]", "RESNET.SPATIAL_STRIDES", "[[1,1],[2,2],[2,2],[1,1]]"]
+LAST_STAGE = [
+    "RESNET.SPATIAL_DILATIONS",
+    "[[1,1],[1,1],[1,1],[2,2]]",
+    "RESNET.SPATIAL_STRIDES",
+    "[[1,1],[2,2],[2,2],[1,1]]",
+]
 
 
 def test_our_network_on_its_own_data(tmp_path, persons):

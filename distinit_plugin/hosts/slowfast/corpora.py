@@ -112,9 +112,7 @@ def with_views(sample: Sample, advice: str) -> Sample:
         logger.warning("%s: %s", video.path, video.reason)
     if not sample["views"]:
         video = sample["bad"][0]
-        raise UserError(
-            f"{video.path}: {video.reason}. PySlowFast's evaluation cannot leave a video out: {advice}."
-        )
+        raise UserError(f"{video.path}: {video.reason}. PySlowFast's evaluation cannot leave a video out: {advice}.")
     return sample
 
 

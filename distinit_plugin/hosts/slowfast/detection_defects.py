@@ -38,7 +38,9 @@ def falls_through(source: str) -> bool:
     for loop in loops:
         for place, node in enumerate(loop.body):
             if isinstance(node, ast.If) and "DETECTION" in ast.unparse(node.test):
-                leaves = any(isinstance(inner, ast.Continue) for statement in node.body for inner in ast.walk(statement))
+                leaves = any(
+                    isinstance(inner, ast.Continue) for statement in node.body for inner in ast.walk(statement)
+                )
                 behind = "".join(ast.unparse(statement) for statement in loop.body[place + 1 :])
                 return not leaves and "iter_toc" in ast.unparse(node) and "iter_toc" in behind
     return False
@@ -117,12 +119,12 @@ def _of_all_processes(rows: list[Tensor]) -> list[Tensor]:
 # -------------------------------------------------------------------------------------------------------- the meter
 
 
-class _Seen(Exception):
+class _CallError(Exception):
     """What a function was called with, in a test for a defect."""
 
 
-def _raise_seen(*arguments: Any, **_: Any) -> None:
-    raise _Seen(*arguments)
+def _raise_call(*arguments: Any, **_: Any) -> None:
+    raise _CallError(*arguments)
 
 
 def has_meter() -> bool:
@@ -138,12 +140,12 @@ def _writes_where_it_stands() -> bool:
 
     nothing: tuple[dict[str, Any], ...] = ({}, {}, {})
     try:
-        with replaced(ava_eval_helper, write_results=_raise_seen):
+        with replaced(ava_eval_helper, write_results=_raise_call):
             ava_eval_helper.evaluate_ava(
                 torch.zeros(0, 1), torch.zeros(0, 5), [], set(), {1}, [], groundtruth=nothing, video_idx_to_name=[]
             )
-    except _Seen as seen:
-        return os.path.dirname(str(seen.args[1])) == ""
+    except _CallError as call:
+        return os.path.dirname(str(call.args[1])) == ""
     return False
 
 
@@ -181,10 +183,10 @@ def _counts_all_rows() -> bool:
     meter.all_preds, meter.all_ori_boxes = [torch.zeros(1, 1)] * 2, [torch.zeros(1, 5)] * 2
     meter.all_metadata = [torch.zeros(1, 2)] * 2
     try:
-        with replaced(meters, evaluate_ava=_raise_seen):
+        with replaced(meters, evaluate_ava=_raise_call):
             meter.finalize_metrics()
-    except _Seen as seen:
-        return len(seen.args[0]) == 2
+    except _CallError as call:
+        return len(call.args[0]) == 2
     return False
 
 
@@ -223,7 +225,7 @@ def first_rows(boxes: Tensor, metadata: Tensor) -> Tensor:
 DETECTION_DEFECTS = (
     Patch(
         "detection_test",
-        "DETECTION.ENABLE, in the test: Trying to pause a Timer that is already paused! (on GPUs: Tensors must be CUDA)",
+        "DETECTION.ENABLE, in the test: Trying to pause a Timer that is already paused! (GPUs: Tensors must be CUDA)",
         _test_falls_through,
         _replace_test,
     ),

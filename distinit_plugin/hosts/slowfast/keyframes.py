@@ -120,8 +120,8 @@ def _check_seconds(keyframes: Keyframes) -> None:
     if len(broken):
         moment = keyframes.moment(int(broken[0]))
         raise UserError(
-            f"{keyframes.name}: {moment.video} has a keyframe at {moment.second:g} s, but PySlowFast's evaluation knows "
-            "whole seconds alone. Use distinit run."
+            f"{keyframes.name}: {moment.video} has a keyframe at {moment.second:g} s, but PySlowFast's evaluation "
+            "knows whole seconds alone. Use distinit run."
         )
 
 

@@ -87,9 +87,10 @@ def settle(cfg: Any) -> None:
 
 
 def _own_problems(own: CfgNode, nodes: Collection[str], terms: bool) -> list[str]:
-    """What this package's rules say of some nodes; without terms MODEL.LOSS_FUNC stands for ACTION.LOSS."""
+    """What this package's rules say of some nodes; without terms MODEL.LOSS_FUNC is what is learned."""
     found = [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in nodes]
-    return [problem for problem in found if terms or not problem.startswith("ACTION.LOSS")]
+    about_terms = ("ACTION.LOSS", "DISTILL.TEACHERS: no teacher")
+    return [problem for problem in found if terms or not problem.startswith(about_terms)]
 
 
 def _count_in_epochs(cfg: Any, own: CfgNode) -> None:

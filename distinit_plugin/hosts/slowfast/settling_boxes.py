@@ -90,7 +90,7 @@ def settle_boxes(cfg: Any, own: CfgNode, terms: bool) -> None:
         cfg.DETECTION.SPATIAL_SCALE_FACTOR = THEIR_STRIDE
     # Pictures of a test may have any size, so that a process takes one at a time; PySlowFast asserts it on GPUs.
     processes = cfg.NUM_GPUS or int(own.RUNNER.CPU_RANKS)
-    if cfg.TEST.BATCH_SIZE != processes and (ours or processes > 1):
+    if processes != cfg.TEST.BATCH_SIZE and (ours or processes > 1):
         logger.warning("TEST.BATCH_SIZE: %d, one keyframe per process, instead of %d", processes, cfg.TEST.BATCH_SIZE)
         cfg.TEST.BATCH_SIZE = processes
 
