@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import default_collate
 
 
-def _gradients(module):
+def gradients_of(module):
+    """By name."""
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
@@ -43,7 +44,7 @@ def _step_in_runner(config, clips, start):
     best = next(iter(prepared.targets.values())).reshape(len(clips), -1).argmax(1).tolist()
     step = objective.step(prepared)
     step.loss.backward()
-    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, _gradients(student), best
+    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, gradients_of(student), best
 
 
 def _step_in_host(config, clips, start):
@@ -75,7 +76,7 @@ def _step_in_host(config, clips, start):
     model.train()
     loss, terms = losses.get_loss_func(cfg.MODEL.LOSS_FUNC)(reduction="mean")(model(inputs), labels)
     loss.backward()
-    gradients = {name: value for name, value in _gradients(model).items() if not name.startswith(HEADS)}
+    gradients = {name: value for name, value in gradients_of(model).items() if not name.startswith(HEADS)}
     return loss.item(), terms, gradients, labels.tolist()
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
+from slowfast_nodes import root_node
 from small_jobs import brightness_teacher, small_settings, write_teacher
 from torch.utils.data import default_collate
 
@@ -34,7 +35,7 @@ from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach, he
 from distinit_plugin.hosts.slowfast.missing import ROIAlign, SoftTargetCrossEntropyLoss
 from distinit_plugin.hosts.slowfast.networks import build_hosted, hosted_class
 from distinit_plugin.hosts.slowfast.patches import WITHOUT_VARIABLE, Patch, apply_patches, switched_off
-from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes, own_cfg
+from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, own_cfg
 from distinit_plugin.hosts.slowfast.settling import settle
 from distinit_plugin.types import SampleKey
 
@@ -157,16 +158,7 @@ def test_roi_align_takes_the_mean_of_a_box():
 @pytest.fixture
 def root():
     """PySlowFast's root node, from the table of its keys, with our nodes in it."""
-    node = FvcoreNode()
-    for key, value in PYSLOWFAST_DEFAULTS.items():
-        *parents, name = key.split(".")
-        inner = node
-        for parent in parents:
-            inner = inner.setdefault(parent, FvcoreNode())
-        inner[name] = value
-    add_nodes(node)
-    add_nodes(node)
-    return node
+    return root_node()
 
 
 def test_each_file_starts_from_the_defaults_it_was_written_for(root, tmp_path):

@@ -133,9 +133,9 @@ def test_a_video_that_cannot_be_read_is_named_with_the_reason(tmp_path, corpus):
 # ---------------------------------------------------------------------------------------------- teachers and terms
 
 
-def program(name, **arguments):
-    """A function of ``slowfast_programs`` in a process of its own."""
-    script = Path(__file__).with_name("slowfast_programs.py")
+def program(name, script="slowfast_programs.py", **arguments):
+    """A function of ``slowfast_programs`` (or of another such file) in a process of its own."""
+    script = Path(__file__).with_name(script)
     given = {**os.environ, "PYTHONPATH": f"{PACKAGE}{os.pathsep}{script.parent}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, name, json.dumps(arguments)], env=given, capture_output=True, text=True

@@ -14,12 +14,13 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast import launching
 from distinit_plugin.hosts.slowfast.checkout import check_packages, find_checkout
 from distinit_plugin.hosts.slowfast.defects import DEFECTS
+from distinit_plugin.hosts.slowfast.detection_defects import DETECTION_DEFECTS
 from distinit_plugin.hosts.slowfast.missing import MISSING, TOOLS
 from distinit_plugin.hosts.slowfast.patches import Patch, apply_patches, switched_off
 from distinit_plugin.hosts.slowfast.registration import register
 from distinit_plugin.hosts.slowfast.schema import add_nodes
 
-PATCHES = (*MISSING, *DEFECTS)
+PATCHES = (*MISSING, *DEFECTS, *DETECTION_DEFECTS)
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def boot() -> list[Patch]:
         add_nodes(importlib.import_module("slowfast.config.defaults")._C)
         importlib.import_module("slowfast.models")
         importlib.import_module("slowfast.datasets")
-        _applied = applied + apply_patches(DEFECTS, without)
+        _applied = applied + apply_patches((*DEFECTS, *DETECTION_DEFECTS), without)
         register()
         misc: Any = importlib.import_module("slowfast.utils.misc")
         misc.launch_job = launching.launch_job

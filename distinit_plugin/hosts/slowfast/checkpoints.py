@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import nn
 
+from distinit_plugin import build
 from distinit_plugin.engine.checkpoint import load_checkpoint as read_checkpoint
 from distinit_plugin.engine.checkpoint import save_checkpoint as write_checkpoint
-from distinit_plugin.errors import WeightsError
+from distinit_plugin.errors import WeightsError, naming
 from distinit_plugin.hosts.slowfast.distillation import HEADS, Heads, current, heads_of
+from distinit_plugin.hosts.slowfast.networks import Hosted
 from distinit_plugin.hosts.slowfast.settling import LOSS
+from distinit_plugin.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 ENTRY = "distinit"
 """The further entry: ``adapters`` (as in this package's own checkpoints) and ``optimizer``."""
@@ -92,12 +99,40 @@ def with_heads(theirs: Callable[..., int]) -> Callable[..., int]:
         scaler: Any = None,
         **options: Any,
     ) -> int:
+        bare = getattr(model, "module", model)
+        if isinstance(bare, Hosted) and takes_weights_alone(optimizer, options):
+            load_whole(bare, path_to_checkpoint, starts=optimizer is not None)
+            return -1
         heads = heads_of(model)
         if heads is not None and optimizer is not None and not options.get("epoch_reset"):
             optimizer = _JoinedOptimizer(optimizer, _load_heads(path_to_checkpoint, heads))
         return theirs(path_to_checkpoint, model, data_parallel, optimizer, scaler, **options)
 
     return load_checkpoint
+
+
+def takes_weights_alone(optimizer: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a call of ``load_checkpoint`` asks for the network's own weights, and for nothing beside or with them."""
+    changes = ("inflation", "convert_from_caffe2", "clear_name_pattern", "image_init")
+    return (optimizer is None or bool(options.get("epoch_reset"))) and not any(options.get(name) for name in changes)
+
+
+def load_whole(network: Any, path: str, *, starts: bool) -> None:
+    """Put a file into a network of this package, as ``distinit run`` does, so that nothing goes missing unnoticed.
+
+    Args:
+        network: Without DDP.
+        path: Any file that this package reads.
+        starts: A training starts from it, and the classifier may be of other classes; else all must be there.
+
+    Raises:
+        WeightsError: The file is unreadable or of another network.
+    """
+    with naming("TRAIN.CHECKPOINT_FILE_PATH") if starts else nullcontext():
+        report = load_weights(network, path, strict=not starts)
+        if starts:
+            build.refuse_part_of_a_trunk(report)
+    logger.info("%s", report)
 
 
 def _load_heads(path: str, heads: Heads) -> Mapping[str, Any]:

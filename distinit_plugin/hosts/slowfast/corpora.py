@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distinit_plugin import build
+from distinit_plugin.data.flow import LiveFlow
 from distinit_plugin.data.views import finish_views
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.networks import is_own
 from distinit_plugin.hosts.slowfast.schema import own_cfg
 from distinit_plugin.hosts.slowfast.settling import can_classify, has_terms
-from distinit_plugin.hosts.slowfast.teachers import Extras, student_specs
-from distinit_plugin.types import Sample, SampleKey, Split
+from distinit_plugin.hosts.slowfast.teachers import Extras, sees_flow, student_specs
+from distinit_plugin.types import Sample, SampleKey, Split, ViewSpec
 
 UNLABELED = -1
 """The label in the tuple of a clip that has none: PySlowFast's collate needs a number."""
@@ -64,7 +65,7 @@ class Distinitcorpus(Dataset[Item]):
         self._data = build.build_dataset(own, videos, specs, split, targets=targets)
         self._views = own.TEST.NUM_ENSEMBLE_VIEWS * own.TEST.NUM_SPATIAL_CROPS if split == "test" else 1
         self._sampler = build.build_train_sampler(own, videos, all_ranks=True) if split == "train" else None
-        self._flow = build.build_live_flow(own) if _sees_flow(self._student) else None
+        self._flow = build.build_live_flow(own) if sees_flow(self._student) else None
         self._set_epoch_num(0)
 
     def _set_epoch_num(self, epoch: int) -> None:
@@ -87,17 +88,10 @@ class Distinitcorpus(Dataset[Item]):
         Raises:
             UserError: A video of a validation or test cannot be read; of a training, too many in a row.
         """
-        sample = self._data[self._key(index)]
-        for video in sample["bad"]:
-            logger.warning("%s: %s", video.path, video.reason)
-        if not sample["views"]:
-            video = sample["bad"][0]
-            raise UserError(
-                f"{video.path}: {video.reason}. PySlowFast's evaluation cannot leave a video out: take it from the "
-                "list (distinit check-corpus finds all such files)."
-            )
+        advice = "take it from the list (distinit check-corpus finds all such files)"
+        sample = with_views(self._data[self._key(index)], advice)
         label = sample["targets"].get("label")
-        inputs = self._pathways(sample) + self._extras.of(sample)
+        inputs = pathways_of(self._cfg, sample, self._student, self._flow) + self._extras.of(sample)
         return inputs, UNLABELED if label is None else int(label), index, torch.zeros(1), {}
 
     def _key(self, index: int) -> SampleKey:
@@ -107,19 +101,38 @@ class Distinitcorpus(Dataset[Item]):
         clip, crop = divmod(view, self._own.TEST.NUM_SPATIAL_CROPS if self._split == "test" else 1)
         return SampleKey(0, index, video, clip, crop)
 
-    def _pathways(self, sample: Sample) -> list[Tensor]:
-        batch = {name: view.unsqueeze(0) for name, view in sample["views"].items()}
-        views = [view[0] for view in finish_views(batch, self._student, "cpu", flow=self._flow).values()]
-        if is_own(self._cfg.MODEL.MODEL_NAME):
-            return views
-        from distinit_plugin.hosts.slowfast.boot import boot
 
-        boot()  # a worker that was not forked knows nothing of PySlowFast yet
-        from slowfast.datasets.utils import pack_pathway_output
+def with_views(sample: Sample, advice: str) -> Sample:
+    """The sample, if it holds anything; what was bad on the way to it is named in the log, with what to do.
 
-        packed: list[Tensor] = pack_pathway_output(self._cfg, views[0])
-        return packed
+    Raises:
+        UserError: It holds nothing.
+    """
+    for video in sample["bad"]:
+        logger.warning("%s: %s", video.path, video.reason)
+    if not sample["views"]:
+        video = sample["bad"][0]
+        raise UserError(f"{video.path}: {video.reason}. PySlowFast's evaluation cannot leave a video out: {advice}.")
+    return sample
 
 
-def _sees_flow(specs: Mapping[str, Any]) -> bool:
-    return any(spec.modality == "flow" for spec in specs.values())
+def pathways_of(cfg: Any, sample: Sample, specs: Mapping[str, ViewSpec], flow: LiveFlow | None) -> list[Tensor]:
+    """What a network of PySlowFast's configuration is given: normalised views (C,T,H,W) of a sample.
+
+    Args:
+        cfg: PySlowFast's configuration.
+        sample: With its views.
+        specs: The network's views by its own names.
+        flow: Computes flow, where it sees any.
+    """
+    batch = {name: view.unsqueeze(0) for name, view in sample["views"].items()}
+    views = [view[0] for view in finish_views(batch, specs, "cpu", flow=flow).values()]
+    if is_own(cfg.MODEL.MODEL_NAME):
+        return views
+    from distinit_plugin.hosts.slowfast.boot import boot
+
+    boot()  # a worker that was not forked knows nothing of PySlowFast yet
+    from slowfast.datasets.utils import pack_pathway_output
+
+    packed: list[Tensor] = pack_pathway_output(cfg, views[0])
+    return packed

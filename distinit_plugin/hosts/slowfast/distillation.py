@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.detection.network import RoiNetwork
 from distinit_plugin.engine import distributed
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.corpora import UNLABELED
@@ -26,7 +27,7 @@ from distinit_plugin.hosts.slowfast.schema import own_cfg
 from distinit_plugin.hosts.slowfast.teachers import Extras, student_specs
 from distinit_plugin.objectives import Objective, combine_counts
 from distinit_plugin.objectives.adapters import layer_output, tapped_layers
-from distinit_plugin.types import LayerInfo, ModelOutput, Network, Split, ViewSpec
+from distinit_plugin.types import ACTIONS, BOXES, LayerInfo, ModelOutput, Network, Split, ViewSpec
 
 HEADS = "distinit_heads"
 """Name of the submodule with the new heads."""
@@ -148,6 +149,7 @@ class Distillation:
         self._output: ModelOutput | None = None  # of the pass whose loss comes next
         self._tensors: Sequence[Tensor] = ()
         self._clip: Tensor | None = None
+        self._boxes: Tensor | None = None  # of a network that classifies boxes
         self._predictions: dict[str, Tensor] | None = None
         self._watch(model, student, is_hosted)
 
@@ -158,6 +160,7 @@ class Distillation:
             self._freeze_unreached(student)
         else:
             student.classifier.register_forward_pre_hook(self._keep_features)
+            student.classifier.register_forward_hook(self._keep_logits)
             if not self._own_logits:  # it would never learn, and processes would wait for its gradient
                 student.classifier.requires_grad_(False)
         if any(True for _ in self.heads.parameters()):
@@ -167,7 +170,7 @@ class Distillation:
 
     def _freeze_unreached(self, student: Any) -> None:
         """Layers behind the last one that is read stay as they are; processes would wait for their gradients."""
-        if {"logits", "features"}.intersection(self._layers.values()):
+        if {"logits", "features"}.intersection(self._layers.values()) and not isinstance(student, RoiNetwork):
             return
         views = {
             name: torch.zeros(1, spec.channels, spec.num_frames or 1, spec.crop_size, spec.crop_size)
@@ -182,6 +185,7 @@ class Distillation:
     def _before(self, model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs = arguments[0]
         self._clip, self._tensors = inputs[0], inputs[self._num_pathways :]
+        self._boxes = arguments[1] if len(arguments) > 1 else None
         return (inputs[: self._num_pathways], *arguments[1:])
 
     def _keep_output(self, output: ModelOutput) -> None:
@@ -192,13 +196,18 @@ class Distillation:
         features = seen if seen.ndim == 2 else seen.mean(dim=tuple(range(1, seen.ndim - 1)))
         self._seen = ModelOutput(None, features, {})
 
+    def _keep_logits(self, classifier: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> None:
+        if self._boxes is not None:  # of which PySlowFast's networks give probabilities
+            assert self._seen is not None
+            self._seen = self._seen._replace(logits=logits, boxes=self._boxes)
+
     def _after(self, model: nn.Module, arguments: tuple[Any, ...], preds: Tensor) -> Tensor | None:
         """Predictions of the terms; where nothing trains the student's own logits, the first of them are its output."""
         output, self._seen = self._seen, None
         if not (model.training and torch.is_grad_enabled()):
             return None
         assert output is not None, "the classifier was not run"
-        if not isinstance(model, Hosted):
+        if not isinstance(model, Hosted) and output.logits is None:
             output = output._replace(logits=preds)
         predictions = {}
         for name, layer in self._layers.items():
@@ -219,7 +228,7 @@ class Distillation:
         output, predictions = self._output, self._predictions
         self._output = self._predictions = None
         logits = None if output.logits is None or not self._own_logits else output.logits.detach()
-        return ModelOutput(logits, None, {}), predictions
+        return ModelOutput(logits, None, {}, boxes=output.boxes), predictions
 
     def loss(self, preds: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         """The weighted sum, and the mean of each term over the processes, unweighted, in the order of ``names``.
@@ -232,7 +241,9 @@ class Distillation:
         for teacher in self._teachers.values():
             cast(nn.Module, teacher).to(device)
         views, targets = self._extras.finish(self._tensors, self._flow)
-        if self._needs_labels:
+        if self._boxes is not None:
+            targets = {**targets, BOXES: self._boxes, ACTIONS: labels}
+        elif self._needs_labels:
             targets = {**targets, "label": labels}
         prepared = self._objective.prepare({"student/clip": self._clip, **views}, targets)
         counts = None
@@ -245,7 +256,7 @@ class Distillation:
         step = self._objective.step(prepared, counts, self.position)
         terms = torch.stack([step.terms[f"loss/{name}"] for name in self.names])
         means = distributed.all_reduce_sum(terms) / distributed.world_size()
-        self._tensors, self._clip = (), None
+        self._tensors, self._clip, self._boxes = (), None, None
         return step.loss, means.tolist()
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.detection.network import RoiNetwork
+from distinit_plugin.hosts.slowfast.roi import freeze_unreached, use_bare_keys
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.registry import MODELS
 from distinit_plugin.types import ModelOutput
@@ -42,7 +44,8 @@ class Hosted:
     def forward(self, inputs: Any, bboxes: Tensor | None = None, **own: Any) -> Any:
         """Views (B,C,T,H,W), in the order of ``view_specs`` → (B,K): logits in training, probabilities in evaluation.
 
-        A network without a classifier gives its features. Views by name are answered as by the network itself.
+        Of boxes (R,5) (``types.BOXES``) → (R,K): always probabilities, as of PySlowFast's RoI heads. A network without
+        a classifier gives its features. Views by name are answered as by the network itself.
         """
         network: Any = self
         if isinstance(inputs, Mapping):
@@ -53,7 +56,9 @@ class Hosted:
             self.on_output(output)
         if output.logits is None:
             return output.features
-        return output.logits if network.training else _ACTIVATIONS[self.activation](output.logits)
+        if network.training and not isinstance(network, RoiNetwork):
+            return output.logits
+        return _ACTIVATIONS[self.activation](output.logits.float())
 
 
 @cache
@@ -88,6 +93,11 @@ def build_hosted(cfg: CfgNode, *, has_terms: bool, initialize: bool, activation:
     network.__class__ = hosted_class(cast(Any, type(network)))  # type: ignore[assignment]
     hosted: Any = network
     hosted.activation = activation
+    if isinstance(network, RoiNetwork):
+        hosted.activation = "sigmoid"
+        use_bare_keys(network)
+        if initialize and not has_terms:
+            freeze_unreached(network)
     return network
 
 

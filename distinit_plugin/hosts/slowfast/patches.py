@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.registry import near_matches
@@ -59,3 +61,16 @@ def apply_patches(patches: Sequence[Patch], without: frozenset[str]) -> list[Pat
             patch.cure()
             applied.append(patch)
     return applied
+
+
+@contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Other attributes of a module or class for a while."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from distinit_plugin.hosts.slowfast import checkpoints
+from distinit_plugin.hosts.slowfast import checkpoints, keyframes
 from distinit_plugin.hosts.slowfast.corpora import Distinitcorpus
+from distinit_plugin.hosts.slowfast.detection_defects import cure_tools, has_meter
 from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach
 from distinit_plugin.hosts.slowfast.networks import build_hosted, is_own
 from distinit_plugin.hosts.slowfast.schema import own_cfg
@@ -34,10 +35,13 @@ def register() -> None:
             registry._do_register(name, _builder(name))
     their_get = registry.get
     registry.get = lambda name: partial(_build, _builder(name) if "/" in name else their_get(name))
-    if "Distinitcorpus" not in DATASET_REGISTRY:
-        DATASET_REGISTRY.register(Distinitcorpus)
+    for dataset in (Distinitcorpus, keyframes.Distinitava):
+        if dataset.__name__ not in DATASET_REGISTRY:
+            DATASET_REGISTRY.register(dataset)
     losses._LOSSES[LOSS] = DistinitLoss
     checkpoints.replace_functions()
+    if has_meter():
+        keyframes.replace_functions()
 
 
 def _builder(name: str) -> Callable[[Any], nn.Module]:
@@ -69,6 +73,7 @@ def _for_training() -> Iterator[None]:
 
 def fit_train_net() -> None:
     """Let ``tools/train_net.py`` train what it builds with terms, and leave out validations that there are none of."""
+    cure_tools()
     from vision.fair.slowfast.tools import train_net
 
     if hasattr(train_net.build_model, "__wrapped__"):

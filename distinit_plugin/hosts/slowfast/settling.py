@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
 from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
 from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
+from distinit_plugin.hosts.slowfast.settling_boxes import (
+    KEYFRAMES,
+    NODES,
+    box_problems,
+    ignored_rules,
+    reads_keyframes,
+    settle_boxes,
+)
 
 LOSS = "distinit"
 """MODEL.LOSS_FUNC where DISTILL and ACTION say what the loss is."""
@@ -48,18 +56,21 @@ def settle(cfg: Any) -> None:
         ConfigError: Everything in it that cannot be done there, one sentence each.
     """
     own = own_cfg(cfg)
-    own_corpora = has_terms(own) or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
-    problems = [*_traps(cfg)]
+    terms = has_terms(own)
+    keyframes = reads_keyframes(cfg)
+    own_corpora = terms or keyframes or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+    problems = [*_traps(cfg), *box_problems(cfg, own, terms)]
     if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
-        problems += [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in OWN_NODES]
+        problems += _own_problems(own, (*OWN_NODES, *NODES) if keyframes else OWN_NODES, terms)
         problems += _not_there(cfg, own)
     if own_corpora:
-        problems += _data_problems(cfg)
+        problems += _data_problems(cfg, KEYFRAMES if keyframes else DATASET)
     if problems:
         raise ConfigError(problems)
     if own_corpora:
         cfg.TRAIN.DATASET = cfg.TEST.DATASET = DATASET
-    if has_terms(own):
+    settle_boxes(cfg, own, terms)
+    if terms:
         cfg.MODEL.LOSS_FUNC = LOSS
     if own_corpora and own.RUNNER.SCHEDULE_UNIT == "step":
         _count_in_epochs(cfg, own)
@@ -70,16 +81,23 @@ def settle(cfg: Any) -> None:
         # PySlowFast counts operations on three channels of one pathway.
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and list(build.input_spec(own).view_specs("train")) == ["rgb"]
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and cfg.MODEL.MODEL_NAME not in ("TwoStream", "Fused3D")
-    ignored = unhonoured(own)
+    ignored = [*unhonoured(own), *ignored_rules(own)]
     if ignored:
         logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
+
+
+def _own_problems(own: CfgNode, nodes: Collection[str], terms: bool) -> list[str]:
+    """What this package's rules say of some nodes; without terms MODEL.LOSS_FUNC is what is learned."""
+    found = [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in nodes]
+    about_terms = ("ACTION.LOSS", "DISTILL.TEACHERS: no teacher")
+    return [problem for problem in found if terms or not problem.startswith(about_terms)]
 
 
 def _count_in_epochs(cfg: Any, own: CfgNode) -> None:
     """Lengths in steps as PySlowFast counts them; a last epoch that is not whole becomes a whole one."""
     if not cfg.TRAIN.ENABLE:
         return
-    steps = build.build_train_sampler(own, build.build_corpora(own, "train"), all_ranks=True).steps_per_epoch
+    steps = build.build_train_sampler(own, build.build_records(own, "train"), all_ranks=True).steps_per_epoch
     solver = cfg.SOLVER
     logger.warning("SOLVER's %d steps are %.2f epochs of %d", solver.MAX_EPOCH, solver.MAX_EPOCH / steps, steps)
     solver.MAX_EPOCH = math.ceil(solver.MAX_EPOCH / steps)
@@ -109,20 +127,17 @@ def _not_there(cfg: Any, own: CfgNode) -> Iterator[str]:
         yield f"CORPUS.TEST_CLIPS: {own.CORPUS.TEST_CLIPS} is not possible in PySlowFast. Set it to uniform."
     if has_terms(own) and cfg.MODEL.DETACH_FINAL_FC:
         yield "MODEL.DETACH_FINAL_FC: it cannot go with terms of DISTILL and ACTION. Set it False."
-    if has_terms(own) and (cfg.TASK or cfg.MASK.ENABLE or cfg.DETECTION.ENABLE):
-        yield (
-            "TASK, MASK.ENABLE, DETECTION.ENABLE: PySlowFast's other tasks cannot go with terms of DISTILL and ACTION. "
-            "Leave them out."
-        )
+    if has_terms(own) and (cfg.TASK or cfg.MASK.ENABLE):
+        yield "TASK, MASK.ENABLE: PySlowFast's other tasks cannot go with terms of DISTILL and ACTION. Leave them out."
 
 
-def _data_problems(cfg: Any) -> Iterator[str]:
-    """What PySlowFast's own datasets do and CORPUS does not."""
+def _data_problems(cfg: Any, dataset: str) -> Iterator[str]:
+    """What PySlowFast's own datasets do and ``dataset`` does not."""
     for use in ("TRAIN", "TEST"):
-        if cfg[use].DATASET not in ("kinetics", DATASET):
+        if cfg[use].DATASET not in ("kinetics", dataset):
             yield (
                 f"{use}.DATASET: {cfg[use].DATASET} is a dataset of PySlowFast, but the loss or the corpora are of "
-                "DISTILL, ACTION or CORPUS, which read videos by themselves. Leave it at kinetics."
+                "DISTILL, ACTION, CORPUS or KEYFRAMES, which read videos by themselves. Leave it at kinetics."
             )
     clips = (cfg.AUG.NUM_SAMPLE, cfg.DATA.TRAIN_CROP_NUM_TEMPORAL, cfg.DATA.TRAIN_CROP_NUM_SPATIAL)
     if cfg.AUG.ENABLE or max(clips) > 1:

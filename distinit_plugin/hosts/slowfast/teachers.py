@@ -25,6 +25,11 @@ def student_specs(cfg: CfgNode, split: Split) -> dict[str, ViewSpec]:
         return dict(build.build_network(cfg).view_specs(split))
 
 
+def sees_flow(specs: Mapping[str, ViewSpec]) -> bool:
+    """Whether one of the views is flow."""
+    return any(spec.modality == "flow" for spec in specs.values())
+
+
 class Extras:
     """The tensors that follow the pathways: raw views, each distinct one once, then stored targets.
 
