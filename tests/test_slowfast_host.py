@@ -34,7 +34,7 @@ from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach, he
 from distinit_plugin.hosts.slowfast.missing import ROIAlign, SoftTargetCrossEntropyLoss
 from distinit_plugin.hosts.slowfast.networks import build_hosted, hosted_class
 from distinit_plugin.hosts.slowfast.patches import WITHOUT_VARIABLE, Patch, apply_patches, switched_off
-from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes, own_cfg
+from distinit_plugin.hosts.slowfast.schema import OWN_NODES, HostNode, add_nodes, default_root, own_cfg
 from distinit_plugin.hosts.slowfast.settling import settle
 from distinit_plugin.types import SampleKey
 
@@ -51,7 +51,7 @@ def write_tree(root: Path, names: tuple[str, ...]) -> Path:
 # ---------------------------------------------------------------------------------------------- where it is
 
 
-def test_nothing_but_its_command_imports_the_adapter():
+def test_nothing_but_its_command_and_the_doctor_import_the_adapter():
     importing = set()
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text("utf-8")
@@ -60,7 +60,7 @@ def test_nothing_but_its_command_imports_the_adapter():
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(name.startswith("distinit_plugin.hosts") for name in names):
                 importing.add(path.relative_to(PACKAGE).parts[0] + "/" + path.name)
-    assert {name for name in importing if not name.startswith("hosts/")} == {"commands/run_slowfast.py"}
+    assert {name for name in importing if not name.startswith(("hosts/", "doctor/"))} == {"commands/run_slowfast.py"}
 
 
 def test_absent_it_is_one_sentence(monkeypatch, capsys, tmp_path):
@@ -157,15 +157,8 @@ def test_roi_align_takes_the_mean_of_a_box():
 @pytest.fixture
 def root():
     """PySlowFast's root node, from the table of its keys, with our nodes in it."""
-    node = FvcoreNode()
-    for key, value in PYSLOWFAST_DEFAULTS.items():
-        *parents, name = key.split(".")
-        inner = node
-        for parent in parents:
-            inner = inner.setdefault(parent, FvcoreNode())
-        inner[name] = value
-    add_nodes(node)
-    add_nodes(node)
+    node = default_root()
+    add_nodes(node)  # twice is as once
     return node
 
 
