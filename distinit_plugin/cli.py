@@ -58,6 +58,7 @@ VERBS = {
     "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
     "config": Verb("show_config", "print a configuration with all its defaults, or its part that PySlowFast reads"),
     "slowfast": Verb("run_slowfast", "PySlowFast's own run_net, made to start, with everything of this package in it"),
+    "doctor": Verb("doctor", "what works on this machine and what does not, and whether a job could start"),
     "quickstart": Verb("quickstart", "the demonstration: digits in motion, from videos to a table, on a laptop"),
     "demo-d3d": Verb("demo_d3d", "the demonstration of D3D: labels that only motion tells, on a laptop"),
 }

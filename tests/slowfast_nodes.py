@@ -2,23 +2,14 @@
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode as FvcoreNode
 from torch.utils.data import default_collate
 
-from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
-from distinit_plugin.hosts.slowfast.schema import add_nodes
+from distinit_plugin.hosts.slowfast.schema import add_nodes, default_root
 
 
 def root_node():
-    """Its root node, from the table of its keys, with this package's nodes in it."""
-    node = FvcoreNode()
-    for key, value in PYSLOWFAST_DEFAULTS.items():
-        *parents, name = key.split(".")
-        inner = node
-        for parent in parents:
-            inner = inner.setdefault(parent, FvcoreNode())
-        inner[name] = value
-    add_nodes(node)
+    """Its root node with this package's nodes in it, put there twice, which is as once."""
+    node = default_root()
     add_nodes(node)
     return node
 

@@ -62,6 +62,7 @@ def run_isolated(
     num_workers: int,
     max_seconds: float,
     on_wait: Callable[[], None] = lambda: None,
+    what: str = "the decoder",
 ) -> Iterator[tuple[Item, Result | Crash]]:
     """Yield (item, result) as results come, in any order.
 
@@ -71,6 +72,7 @@ def run_isolated(
         num_workers: Processes; 0: in this process, without protection.
         max_seconds: A process that takes longer for one item is ended.
         on_wait: Called about once a second while results are awaited.
+        what: Crashes or hangs, in the reason of a :class:`Crash`.
     """
     if num_workers <= 0:
         for item in items:
@@ -85,7 +87,7 @@ def run_isolated(
             workers.append(worker)
             _give(worker, todo)
         while any(worker.item is not None for worker in workers):
-            yield from _collect(workers, function, todo, max_seconds)
+            yield from _collect(workers, function, todo, max_seconds, what)
             on_wait()
     finally:
         for worker in workers:
@@ -93,7 +95,11 @@ def run_isolated(
 
 
 def _collect(
-    workers: list[_Worker[Item]], function: Callable[[Item], Result], todo: Iterator[Item], max_seconds: float
+    workers: list[_Worker[Item]],
+    function: Callable[[Item], Result],
+    todo: Iterator[Item],
+    max_seconds: float,
+    what: str,
 ) -> Iterator[tuple[Item, Result | Crash]]:
     """Wait a little; yield what has come, and replace processes that died or hang."""
     busy = {worker.pipe: place for place, worker in enumerate(workers) if worker.item is not None}
@@ -108,9 +114,9 @@ def _collect(
                 answer = pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
-                answer = Crash(_name_exit(worker.process.exitcode))
+                answer = Crash(_name_exit(worker.process.exitcode, what))
         elif time.monotonic() - worker.begun > max_seconds:
-            answer = Crash(f"the decoder hangs (no end after {max_seconds:g} s)")
+            answer = Crash(f"{what} hangs (no end after {max_seconds:g} s)")
         if answer is None:
             continue
         if isinstance(answer, Crash):
@@ -164,10 +170,10 @@ def _end(worker: _Worker[Any]) -> None:
     worker.process.join()
 
 
-def _name_exit(code: int | None) -> str:
+def _name_exit(code: int | None, what: str) -> str:
     if code is not None and code < 0:
         try:
-            return f"the decoder crashed ({signal.Signals(-code).name})"
+            return f"{what} crashed ({signal.Signals(-code).name})"
         except ValueError:
-            return f"the decoder crashed (signal {-code})"
-    return f"the decoder ended its process (exit code {code})"
+            return f"{what} crashed (signal {-code})"
+    return f"{what} ended its process (exit code {code})"

@@ -6,7 +6,6 @@ They go into ``sys.modules`` before anything of PySlowFast is imported, each onl
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import torchvision.ops
 from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+from distinit_plugin.hosts.pytorchvideo.alias import alias_functional_tensor, importable, needs_functional_tensor
 from distinit_plugin.hosts.slowfast.checkout import find_checkout
 from distinit_plugin.hosts.slowfast.patches import Patch
 
@@ -37,16 +37,6 @@ GATHERING = (
     "init_distributed_training",
 )
 """What ``slowfast.utils.distributed`` takes from PyTorchVideo."""
-
-
-def importable(name: str) -> bool:
-    """Whether a (dotted) module can be found, without importing the module itself."""
-    if name in sys.modules:
-        return True
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def put_module(name: str, **contents: Any) -> ModuleType:
@@ -105,15 +95,6 @@ def _put_demo() -> None:
     importlib.import_module(TOOLS)
     put_module(f"{TOOLS}.demo_net", demo=_refusal("DEMO.ENABLE"))
     put_module(f"{TOOLS}.visualization", visualize=_refusal("TENSORBOARD.MODEL_VIS and WRONG_PRED_VIS"))
-
-
-def _lacks_functional_tensor() -> bool:
-    return not importable("torchvision.transforms.functional_tensor")
-
-
-def _put_functional_tensor() -> None:
-    new = importlib.import_module("torchvision.transforms._functional_tensor")
-    sys.modules["torchvision.transforms.functional_tensor"] = new
 
 
 # ------------------------------------------------------------------------------ pytorchvideo.layers.distributed
@@ -224,8 +205,8 @@ MISSING = (
     Patch(
         "functional_tensor",
         "No module named 'torchvision.transforms.functional_tensor': PyTorchVideo 0.1.5, and with it the Ptv datasets",
-        _lacks_functional_tensor,
-        _put_functional_tensor,
+        needs_functional_tensor,
+        alias_functional_tensor,
     ),
     Patch(
         "gathering",

@@ -147,3 +147,17 @@ def add_nodes(root: Any) -> None:
     for name in OWN_NODES:
         root[name] = defaults[name]
     object.__setattr__(root, "__class__", HostNode)  # the node's own way takes this for a key
+
+
+def default_root() -> HostNode:
+    """PySlowFast's defaults with this package's nodes, from the list of its keys: PySlowFast need not be here."""
+    root = FvcoreNode()
+    for key, value in PYSLOWFAST_DEFAULTS.items():
+        *parents, name = key.split(".")
+        inner = root
+        for parent in parents:
+            inner = inner.setdefault(parent, FvcoreNode())
+        inner[name] = value
+    add_nodes(root)
+    assert isinstance(root, HostNode)
+    return root

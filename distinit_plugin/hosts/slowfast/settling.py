@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.config.validate import problems_of
 from distinit_plugin.errors import ConfigError
-from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
 from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
 from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
 from distinit_plugin.hosts.slowfast.settling_boxes import (
@@ -26,6 +22,7 @@ from distinit_plugin.hosts.slowfast.settling_boxes import (
     reads_keyframes,
     settle_boxes,
 )
+from distinit_plugin.hosts.slowfast.traps import traps
 
 LOSS = "distinit"
 """MODEL.LOSS_FUNC where DISTILL and ACTION say what the loss is."""
@@ -59,7 +56,7 @@ def settle(cfg: Any) -> None:
     terms = has_terms(own)
     keyframes = reads_keyframes(cfg)
     own_corpora = terms or keyframes or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
-    problems = [*_traps(cfg), *box_problems(cfg, own, terms)]
+    problems = [*traps(cfg), *box_problems(cfg, own, terms)]
     if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
         problems += _own_problems(own, (*OWN_NODES, *NODES) if keyframes else OWN_NODES, terms)
         problems += _not_there(cfg, own)
@@ -147,41 +144,3 @@ def _data_problems(cfg: Any, dataset: str) -> Iterator[str]:
         )
     if cfg.MULTIGRID.SHORT_CYCLE or cfg.MULTIGRID.LONG_CYCLE or cfg.MIXUP.ENABLE or cfg.DATA.MULTI_LABEL:
         yield "MULTIGRID, MIXUP.ENABLE, DATA.MULTI_LABEL: they need PySlowFast's own datasets. Switch them off."
-
-
-def _traps(cfg: Any) -> Iterator[str]:
-    """What PySlowFast takes without a word, or dies of much later."""
-    if cfg.BN.NORM_TYPE == "sync_batchnorm" and sync_norm_fails():
-        yield "BN.NORM_TYPE: sync_batchnorm cannot be built with PyTorchVideo 0.1.5. Set it to batchnorm."
-    if cfg.NUM_GPUS == 0 and (cfg.MULTIGRID.SHORT_CYCLE or cfg.MULTIGRID.LONG_CYCLE):
-        yield "MULTIGRID: it divides by NUM_GPUS, which is 0. Switch SHORT_CYCLE and LONG_CYCLE off."
-    histogram = cfg.TENSORBOARD.HISTOGRAM
-    if cfg.TENSORBOARD.ENABLE and histogram.ENABLE and histogram.TOPK > cfg.MODEL.NUM_CLASSES:
-        yield f"TENSORBOARD.HISTOGRAM.TOPK: {histogram.TOPK} of {cfg.MODEL.NUM_CLASSES} classes. Lower it."
-    if cfg.TRAIN.ENABLE and cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        yield from _start_problems(cfg)
-
-
-def _start_problems(cfg: Any) -> Iterator[str]:
-    folder = Path(cfg.OUTPUT_DIR) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    prefix = f"{cfg.TASK}_checkpoint" if cfg.TASK else "checkpoint"
-    others = [name for name in names if "checkpoint" in name and not name.startswith(prefix)]
-    if cfg.TRAIN.AUTO_RESUME and others and len(others) == len(names):
-        yield (
-            f"TRAIN.CHECKPOINT_FILE_PATH: it would be ignored, because OUTPUT_DIR holds checkpoints of another TASK "
-            f"({others[0]}), and training would start at random. Name another OUTPUT_DIR."
-        )
-    path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
-    if cfg.TRAIN.CHECKPOINT_EPOCH_RESET or cfg.TRAIN.CHECKPOINT_TYPE != "pytorch" or names or not path.is_file():
-        return
-    try:
-        state = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception:  # PySlowFast reads it itself, in more ways than this one, and says what is wrong
-        return
-    epoch = state.get("epoch") if isinstance(state, dict) else None
-    if isinstance(epoch, int) and epoch + 1 >= cfg.SOLVER.MAX_EPOCH:
-        yield (
-            f"TRAIN.CHECKPOINT_EPOCH_RESET: False, and {path} has {epoch + 1} epochs behind it of SOLVER.MAX_EPOCH "
-            f"{cfg.SOLVER.MAX_EPOCH}: nothing would be trained. Set it True to fine-tune."
-        )
