@@ -24,6 +24,12 @@ CORPORA = Registry("corpus format")
 FLOW_BACKENDS = Registry("flow back end")
 """Optical flow between two frames, see ``distinit_plugin.flow.backends``."""
 
+PROGRAMS = {"slowfast": "distinit_plugin.hosts.slowfast.borrowed"}
+"""Networks of other programs (``PROGRAM/NAME``) → the module that builds them, by a function ``build_network``.
+
+It is imported when such a network is asked for, never before: the program need not be there.
+"""
+
 
 def near_names(name: str, allowed: list[str]) -> list[str]:
     """The one or two of ``allowed`` that somebody who wrote ``name`` may have meant."""

@@ -231,6 +231,20 @@ def pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return written
 
 
+def pyslowfast_blob(key: str) -> str:
+    """The Caffe2 blob of one of PySlowFast's keys of a ResNet without non-local blocks and gates."""
+    norm = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+    place, _, leaf = key.rpartition(".")
+    is_norm = place.endswith("bn")
+    end = f"bn_{norm[leaf]}" if is_norm else leaf[0]
+    if place.startswith("head."):
+        return f"pred_{end}"
+    if place.startswith("s1."):
+        return f"{'res_' if is_norm else ''}conv1_{end}"
+    stage, block, unit = re.match(r"s(\d)\.pathway0_res(\d+)\.(.*)", place).groups()
+    return f"res{stage}_{block}_{unit.removesuffix('_bn').replace('branch2.', 'branch2')}_{end}"
+
+
 # ------------------------------------------------------------------------------------------- TensorFlow's own files
 def _varint(value: int) -> bytes:
     out = b""

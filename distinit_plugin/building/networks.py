@@ -11,8 +11,10 @@ from torch import nn
 from distinit_plugin.building.detection import box_terms, build_roi_network
 from distinit_plugin.building.parts import load_flow_net, load_stream
 from distinit_plugin.building.proposers import build_person_rpn, load_person_rpn
+from distinit_plugin.config.load import cfg_text
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import PERSON_RPN
+from distinit_plugin.config.theirs import is_borrowed
 from distinit_plugin.detection.network import OWN_PREFIXES, PROPOSAL_LOSS, RoiNetwork
 from distinit_plugin.detection.rpn import PersonRpn
 from distinit_plugin.errors import UserError, WeightsError, naming
@@ -70,6 +72,7 @@ def build_network(cfg: CfgNode, num_classes: int | None = None) -> Network:
         input=input_spec(cfg),
         dropout=cfg.MODEL.DROPOUT_RATE,
         depth=cfg.RESNET.DEPTH,
+        description=cfg.dump() if is_borrowed(cfg.MODEL.MODEL_NAME) else "",
         **_switches(cfg.NETWORK),
     )
     return build_roi_network(cfg, network) if cfg.DETECTION.ENABLE else network
@@ -185,6 +188,7 @@ def build_teacher(cfg: CfgNode, name: str, clip: InputSpec | None = None) -> Net
             mean=view.mean,
             std=view.std,
             depth=entry.DEPTH,
+            description=_description(entry),
             sampling_rate=view.sampling_rate,
             target_fps=view.target_fps,
             modality=view.modality,
@@ -194,6 +198,11 @@ def build_teacher(cfg: CfgNode, name: str, clip: InputSpec | None = None) -> Net
         )
     teacher.one_at_a_time = cfg.RUNNER.DETERMINISTIC
     return teacher
+
+
+def _description(entry: CfgNode) -> str:
+    """The text of a teacher's own configuration file; empty: what its weights say about it."""
+    return cfg_text(entry.CFG) if entry.CFG else ""
 
 
 def _build_cached_teacher(name: str, entry: CfgNode) -> Network:

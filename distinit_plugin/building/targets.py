@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 
 from distinit_plugin.building.networks import cache_part, input_spec, teacher_view
 from distinit_plugin.config.defaults import TEACHER_ENTRY
+from distinit_plugin.config.load import cfg_text
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import NETWORK_DEPTHS
 from distinit_plugin.data.targets import CachedTargets, rows_of
@@ -108,6 +110,8 @@ def describe_targets(cfg: CfgNode, name: str, split: Split, clip_spec: ViewSpec)
 
 def _network_words(entry: CfgNode) -> str:
     depth = [f"DEPTH {entry.DEPTH}"] if entry.ARCH in NETWORK_DEPTHS else []
+    if entry.CFG:
+        depth.append(f"CFG {hashlib.sha256(cfg_text(entry.CFG).encode()).hexdigest()[:16]}")
     default = TEACHER_ENTRY.NETWORK
     switches = [f"{key} {value}" for key, value in sorted(entry.NETWORK.items()) if value != default[key]]
     return ", ".join([entry.ARCH, *depth, *switches])

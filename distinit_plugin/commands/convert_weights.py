@@ -13,6 +13,7 @@ The layout is told by the names in the file:
   tf-slim          TF-slim's and D3D's checkpoints         → S3DG, I3D (name SRC by its .index)
   vmz-caffe2       VMZ's Caffe2 .pkl                       → R2Plus1D, Res3D
   pyslowfast       C2D, I3D, SLOW, SLOWFAST, X3D (.pyth)   → pytorchvideo/c2d_r50, slow_r50, slowfast_r50, x3d_s, …
+  pyslowfast-c2    the same of its Caffe2 model zoo (.pkl)  → the same
   native           the network's own names: torchvision's and PyTorchVideo's networks, ig65m-pytorch, VMZ's pt/,
                    Places365 (→ Res2D, torchvision/resnet50), files of this program
 

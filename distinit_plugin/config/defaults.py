@@ -82,7 +82,7 @@ _C.AVA.LABEL_MAP_FILE = "ava_action_list_v2.2_for_activitynet_2019.pbtxt"  # nam
 _C.AVA.EXCLUSION_FILE = "ava_val_excluded_timestamps_v2.2.csv"  # keyframes that are not evaluated; empty: none
 
 _C.MODEL = CfgNode()
-_C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME" or "pytorchvideo/NAME"
+_C.MODEL.MODEL_NAME = "R2Plus1D"  # a registered network, "torchvision/NAME", "pytorchvideo/NAME", "slowfast/NAME"
 _C.MODEL.NUM_CLASSES = 400  # classes of the labelled task; no classifier is built where no term reads it
 _C.MODEL.DROPOUT_RATE = 0.0  # dropped fraction before the classifier, [0, 1)
 _C.MODEL.FROZEN_BN = False  # batch normalisation keeps the statistics of the weights that the training starts from
@@ -214,6 +214,7 @@ TEACHER_ENTRY.ARCH = "torchvision/resnet50"  # "torchvision/NAME", "timm/NAME", 
 TEACHER_ENTRY.WEIGHTS = "IMAGENET1K_V1"  # torchvision tag, "timm" (its default weights), file, or "random"
 TEACHER_ENTRY.NUM_CLASSES = 1000  # classes of the teacher's classifier
 TEACHER_ENTRY.DEPTH = 18  # of a registered network as teacher
+TEACHER_ENTRY.CFG = ""  # ARCH slowfast/NAME: its YAML file; empty: what WEIGHTS says about its network
 TEACHER_ENTRY.NETWORK = _C.NETWORK.clone()  # switches of a registered network as teacher: the keys of NETWORK
 TEACHER_ENTRY.LAYER = (
     "logits"  # what is matched: logits, features, feature_map (the last map), a layer (4F); flow (of ARCH flow)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from distinit_plugin.config.defaults import get_cfg
-from distinit_plugin.config.node import CfgNode, Merger
+from distinit_plugin.config.node import CfgNode, Merger, join
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
+from distinit_plugin.config.theirs import (
+    TOLD_BY_CONTENTS,
+    is_their_file,
+    keep_architecture,
+    take_their_defaults,
+    train_on_labels,
+)
 from distinit_plugin.config.validate import network_problems, problems_of
 from distinit_plugin.config.yaml_files import base_beside, parse_yaml, read_chain
 from distinit_plugin.errors import ConfigError, shown
@@ -34,6 +45,11 @@ HOME_PATHS = (
 
 OTHER_DEFAULTS = {"DATA.TARGET_FPS": "frames are taken as they are; CORPUS.TARGET_FPS resamples"}
 """PySlowFast keys whose default this runner does not follow, and what it does."""
+
+THEIR_NODES = frozenset(key.split(".")[0] for key in PYSLOWFAST_DEFAULTS)
+"""PySlowFast's top-level nodes and keys."""
+
+Chain = list[tuple[Path, dict[Any, Any]]]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -85,20 +101,45 @@ def read_cfg(
     """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     cfg = get_cfg()
-    merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
+    chains: list[Chain] = []
     unreadable: list[str] = []
     for name in names:
         try:
-            chain = read_chain(resolve_config(name), find_base)
+            chains.append(_read_chain(resolve_config(name), opts))
         except ConfigError as error:
             unreadable += error.problems
-            continue
-        for path, values in chain:
-            merger.merge(values, str(path))
     if unreadable:
         raise ConfigError(unreadable)
+    theirs = bool(chains) and _are_theirs(chains, opts)
+    if theirs:
+        take_their_defaults(cfg)
+    merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
+    for path, values in chain.from_iterable(chains):
+        merger.merge(values, str(path))
     merger.merge_pairs(list(opts), "--opts")
-    return _finish(cfg, merger, check)
+    return _finish(cfg, merger, check, theirs=theirs)
+
+
+def _read_chain(path: Path, opts: Sequence[Any]) -> Chain:
+    """A file and what it inherits; some of PySlowFast's own files have a key twice, and there the last counts."""
+    try:
+        return read_chain(path, find_base)
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            found = read_chain(path, find_base, repeats=True)
+            if _are_theirs([found], opts):
+                return found
+        raise
+
+
+def _are_theirs(chains: Sequence[Chain], opts: Sequence[Any]) -> bool:
+    joined: dict[str, Any] = {}
+    for _, values in chain.from_iterable(chains):
+        join(values, joined)
+    first, contents = chains[0][0]
+    shipped = first.resolve().is_relative_to(shipped_folder().resolve())
+    own = [str(name) for name in contents if name in get_cfg() and str(name) not in THEIR_NODES]
+    return not shipped and is_their_file(joined, list(opts), own)
 
 
 def load_network_cfg(files: Sequence[str], words: Sequence[str]) -> CfgNode:
@@ -142,6 +183,18 @@ def parse_cfg(text: str, source: str, *, check: bool = True) -> tuple[CfgNode, l
     merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
     merger.merge(values, source)
     return _good(_finish(cfg, merger, check))
+
+
+def cfg_text(path: str | os.PathLike[str]) -> str:
+    """The YAML text of a file of PySlowFast with all that it inherits.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    joined: dict[str, Any] = {}
+    for _, values in read_chain(resolve_config(path), find_base, repeats=True):
+        join(values, joined)
+    return yaml.safe_dump(joined)
 
 
 def resolve_config(path: str | os.PathLike[str]) -> Path:
@@ -196,11 +249,17 @@ def find_base(path: Path, base: str) -> Path | None:
     return base_beside(path, base) or _shipped(base)
 
 
-def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
+def _finish(cfg: CfgNode, merger: Merger, check: bool, *, theirs: bool = False) -> Reading:
     for key in HOME_PATHS:
         node, name = cfg[key.split(".")[0]] if "." in key else cfg, key.split(".")[-1]
         node[name] = os.path.expanduser(node[name])
     problems, wrong = list(merger.problems), set(merger.wrong)
+    keep_architecture(cfg, merger.unhonoured)
+    honoured = set(TOLD_BY_CONTENTS)
+    if theirs:
+        further, settled = train_on_labels(cfg, merger.unhonoured)
+        problems += further
+        honoured |= settled
     if check:
         found = problems_of(cfg, wrong)
         problems += found
@@ -210,9 +269,9 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool) -> Reading:
         f"{key} is {shown(value)} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
         f"default, {PYSLOWFAST_DEFAULTS[key]!r}."
         for key, (value, source) in merger.unhonoured.items()
-        if not _same(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS
+        if not _same(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS and key not in honoured
     ]
-    for key in OTHER_DEFAULTS.keys() & merger.unhonoured.keys():
+    for key in (OTHER_DEFAULTS.keys() & merger.unhonoured.keys()) - honoured:
         value, source = merger.unhonoured[key]
         warnings.append(
             f"{key} is {shown(value)} (in {source}), but this runner does not honour it: {OTHER_DEFAULTS[key]}."

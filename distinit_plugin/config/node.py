@@ -88,7 +88,7 @@ class CfgNode(_FvcoreNode):
         _refuse_unsafe(allow_unsafe)
         joined: dict[str, Any] = {}
         for _, values in read_chain(Path(filename)):
-            _join(values, joined)
+            join(values, joined)
         return joined
 
     @classmethod
@@ -105,11 +105,11 @@ def _refuse_unsafe(allow_unsafe: bool) -> None:
         raise ConfigError(["Unsafe YAML can run any program and is never loaded; leave allow_unsafe out."])
 
 
-def _join(values: Mapping[str, Any], joined: dict[str, Any]) -> None:
+def join(values: Mapping[str, Any], joined: dict[str, Any]) -> None:
     """Put ``values`` over ``joined``, mapping by mapping."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(joined.get(key), dict):
-            _join(value, joined[key])
+            join(value, joined[key])
         else:
             joined[key] = value
 

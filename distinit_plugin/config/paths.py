@@ -81,6 +81,8 @@ def _weights(cfg: CfgNode) -> Iterator[str]:
         if _is_file_name(cfg.INIT.INFLATE_WEIGHTS):
             yield from _missing("INIT.INFLATE_WEIGHTS", cfg.INIT.INFLATE_WEIGHTS, "Put the weights there")
         for name, entry in cfg.DISTILL.TEACHERS.items():
+            if entry.LOSS_WEIGHT > 0 and not entry.CACHE:
+                yield from _missing(f"DISTILL.TEACHERS.{name}.CFG", entry.CFG, "Name PySlowFast's YAML file of it")
             if entry.LOSS_WEIGHT > 0 and entry.CACHE:
                 yield from _missing(f"DISTILL.TEACHERS.{name}.CACHE", entry.CACHE, "Run distinit cache-targets first")
             elif entry.LOSS_WEIGHT > 0 and _is_file_name(entry.WEIGHTS):

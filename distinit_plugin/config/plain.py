@@ -9,6 +9,7 @@ import yaml
 
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
+from distinit_plugin.config.theirs import PREFIX
 
 FINE_TUNING = {"MODEL.LOSS_FUNC": "cross_entropy", "TRAIN.CHECKPOINT_EPOCH_RESET": True}
 """Keys by which PySlowFast starts from the weights of a checkpoint and trains on labels."""
@@ -26,6 +27,7 @@ def plain_yaml(cfg: CfgNode, unhonoured: Mapping[str, Any]) -> str:
     """
     values: dict[str, Any] = {key: _value(cfg, key) for key in leaf_keys(cfg) if key in PYSLOWFAST_DEFAULTS}
     values |= dict(unhonoured) | FINE_TUNING
+    values["MODEL.MODEL_NAME"] = cfg.MODEL.MODEL_NAME.removeprefix(PREFIX)
     tree: dict[str, Any] = {}
     for key, value in sorted(values.items()):
         if _same(value, PYSLOWFAST_DEFAULTS[key]) or (key in _OFF_IS_NULL and value == 0):

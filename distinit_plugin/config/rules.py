@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fvcore.common.registry import Registry
 
 from distinit_plugin.errors import shown
-from distinit_plugin.registry import CORPORA, FLOW_BACKENDS, FRAME_PICKERS, LOSSES, MODELS, near_matches
+from distinit_plugin.registry import CORPORA, FLOW_BACKENDS, FRAME_PICKERS, LOSSES, MODELS, PROGRAMS, near_matches
 
 _INCEPTION_2D = ("WIDTH", "PADDING", "AFFINE_NORM")
 _INCEPTION_3D = (*_INCEPTION_2D, "TEMPORAL_PADDING", "FULLY_CONVOLUTIONAL")
@@ -172,9 +172,10 @@ def network_name() -> Rule:
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
-        return value in names() or (bool(slash and name) and package in ("torchvision", "pytorchvideo"))
+        return value in names() or (bool(slash and name) and package in ("torchvision", "pytorchvideo", *PROGRAMS))
 
-    return Rule(f"{', '.join(NETWORKS)}, {PERSON_RPN}, torchvision/NAME, pytorchvideo/NAME", accepts, names)
+    others = ", ".join(f"{package}/NAME" for package in ("torchvision", "pytorchvideo", *PROGRAMS))
+    return Rule(f"{', '.join(NETWORKS)}, {PERSON_RPN}, {others}", accepts, names)
 
 
 def teacher_name() -> Rule:
@@ -185,9 +186,12 @@ def teacher_name() -> Rule:
 
     def accepts(value: str) -> bool:
         package, slash, name = value.partition("/")
-        return value in names() or (bool(slash and name) and package in ("torchvision", "timm", "pytorchvideo"))
+        return value in names() or (
+            bool(slash and name) and package in ("torchvision", "timm", "pytorchvideo", *PROGRAMS)
+        )
 
-    return Rule(f"torchvision/NAME, timm/NAME, pytorchvideo/NAME, {', '.join(NETWORKS)}, {FLOW}", accepts, names)
+    others = ", ".join(f"{package}/NAME" for package in ("torchvision", "timm", "pytorchvideo", *PROGRAMS))
+    return Rule(f"{others}, {', '.join(NETWORKS)}, {FLOW}", accepts, names)
 
 
 def image_network_name() -> Rule:

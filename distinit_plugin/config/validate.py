@@ -17,6 +17,7 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
     Rule,
 )
+from distinit_plugin.config.theirs import is_architecture
 from distinit_plugin.config.validate_detection import detection_problems
 from distinit_plugin.config.validate_keyframes import KEYFRAME_KEYS, keyframe_problems
 from distinit_plugin.config.validate_networks import (
@@ -105,7 +106,7 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
     if not isinstance(node, Mapping):
         yield f"{prefix[:-1]}: {shown(node)} is not a node. Allowed: a mapping with the keys {', '.join(defaults)}."
         return
-    for key in [key for key in node if key not in defaults]:
+    for key in [key for key in node if key not in defaults and not is_architecture(f"{prefix}{key}")]:
         yield f"{prefix}{key}: there is no such key.{near_matches(str(key), list(defaults))}"
     for key, default in defaults.items():
         full_key = f"{prefix}{key}"

@@ -14,6 +14,7 @@ from distinit_plugin.config.rules import (
     NETWORKS,
     TWO_STREAM_NETWORKS,
 )
+from distinit_plugin.config.theirs import is_borrowed
 
 Problems = Iterator[str]
 
@@ -98,6 +99,11 @@ def head_problems(cfg: CfgNode) -> Problems:
 
 def student_problems(cfg: CfgNode) -> Problems:
     """Switches of the student."""
+    if is_borrowed(cfg.MODEL.MODEL_NAME) and cfg.DETECTION.ENABLE:
+        yield (
+            f"DETECTION.ENABLE: {cfg.MODEL.MODEL_NAME} classifies clips in this runner, not boxes. Run it with "
+            "distinit slowfast, or use one of pytorchvideo/NAME."
+        )
     yield from switch_problems(cfg.MODEL.MODEL_NAME, cfg.RESNET.DEPTH, cfg.NETWORK, "RESNET.DEPTH", "NETWORK")
 
 
@@ -114,7 +120,7 @@ def switch_problems(name: str, depth: int, switches: CfgNode, depth_key: str, wh
     defaults = get_cfg()
     if name in NETWORK_DEPTHS and depth not in NETWORK_DEPTHS[name]:
         yield f"{depth_key}: {depth} is not allowed for {name}. Allowed: {', '.join(map(str, NETWORK_DEPTHS[name]))}."
-    fixed = "/" in name or (name in NETWORKS and name not in NETWORK_DEPTHS)
+    fixed = ("/" in name and not is_borrowed(name)) or (name in NETWORKS and name not in NETWORK_DEPTHS)
     if fixed and depth != defaults.RESNET.DEPTH:
         yield f"{depth_key}: {depth} has no effect on {name}, whose name fixes its depth. Leave it at 18."
     if "/" in name and switches.MODALITY != "rgb":

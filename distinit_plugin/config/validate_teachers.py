@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from distinit_plugin.config.defaults import TEACHER_ENTRY
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import DISTILL_LOSSES, FLOW, FLOW_DECODERS, FLOW_LOSS, SOFTMAX_LOSSES
+from distinit_plugin.config.theirs import is_borrowed
 from distinit_plugin.config.validate_networks import switch_problems
 
 Problems = Iterator[str]
@@ -71,6 +72,10 @@ def _no_flow(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
 
 
 def _teacher_network(where: str, entry: CfgNode, cfg: CfgNode) -> Problems:
+    if entry.CFG and not is_borrowed(entry.ARCH):
+        yield f"{where}.CFG: {entry.CFG} describes a network of PySlowFast, ARCH is {entry.ARCH}. Leave it empty."
+    if is_borrowed(entry.ARCH) and entry.WEIGHTS == "random" and not entry.CFG:
+        yield f"{where}.CFG: empty, and no weights say what {entry.ARCH} is made of. Name its YAML file."
     yield from switch_problems(entry.ARCH, entry.DEPTH, entry.NETWORK, f"{where}.DEPTH", f"{where}.NETWORK")
     modality = entry.NETWORK.MODALITY
     channels = 2 if modality == "flow" else 3

@@ -145,7 +145,13 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """
     epochs = (_readable(path) for path in reversed(epoch_files(folder)))
     states = [next(filter(None, epochs), None), _readable(Path(folder) / RESUME_NAME)]
-    return max(filter(None, states), key=lambda found: steps_done(found[1]), default=None)
+    return max(filter(None, states), key=lambda found: (_epoch_of(found[1]), steps_done(found[1])), default=None)
+
+
+def _epoch_of(state: Mapping[str, Any]) -> int:
+    """0-based number of the last epoch done (PySlowFast's files say no more); −1 for a state that does not say."""
+    epoch = state.get("epoch")
+    return epoch if isinstance(epoch, int) else -1
 
 
 def _readable(path: Path) -> tuple[Path, dict[str, Any]] | None:

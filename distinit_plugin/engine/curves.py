@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distinit_plugin.engine.figures import COLOURS, new_figure, save_figure
 from distinit_plugin.engine.figures import label as shown
+from distinit_plugin.engine.logs import LogLine, read_log
 from distinit_plugin.engine.meters import JSON_FILE, JSON_PREFIX
 from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.errors import UserError
@@ -40,16 +39,17 @@ class RunCurves:
 def read_curves(folder: str | Path) -> RunCurves:
     """Read ``stdout.log`` (steps and epochs) or, where it is missing, ``json_stats.log`` (epochs) of a run.
 
+    The run may be one of PySlowFast.
+
     Raises:
         UserError: Neither file exists or neither has a line of training or validation.
     """
-    folder = Path(folder)
     curves = RunCurves()
-    for name in (JSON_FILE, LOG_FILE):
-        if (folder / name).is_file():
-            with open(folder / name, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    _take(curves, line)
+    lines = read_log(folder)
+    # AVA's lines of PySlowFast do not say how many steps an epoch has: as many as were seen of the longest one.
+    longest = max((line.step for line in lines if line.kind == "train_iter"), default=0)
+    for line in lines:
+        _take(curves, line, longest)
     if not any((curves.train_loss, curves.val_loss, curves.val_top1, curves.val_map)):
         raise UserError(
             f"{folder} has no curves: there is no '{JSON_PREFIX.strip()}' line in its {JSON_FILE} or {LOG_FILE}. Name "
@@ -58,39 +58,29 @@ def read_curves(folder: str | Path) -> RunCurves:
     return curves
 
 
-def _take(curves: RunCurves, line: str) -> None:
-    """Add one line of a log; lines of others and lines that were cut off are passed over."""
-    _, found, text = line.rpartition(JSON_PREFIX)  # the last one: a kill may have left the line before without its end
-    if not found:
-        return
-    try:
-        stats = json.loads(text)
-        epoch, _ = (int(part) for part in str(stats["epoch"]).split("/"))
-        moment = float(epoch)
-        if stats["_type"] == "train_iter_":
-            step, steps = (int(part) for part in stats["iter"].split("/"))
-            moment = epoch - 1 + step / steps
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
-        return
-    if stats["_type"] == "train_iter_":
-        _put(curves.train_loss, moment, stats.get("loss"))
-        _put(curves.lr, moment, stats.get("lr"))
-    elif stats["_type"] == "train_epoch":
+def _take(curves: RunCurves, line: LogLine, longest: int) -> None:
+    """Add one line of a log."""
+    epoch, values = line.epoch, line.values
+    if line.kind == "train_iter":
+        steps = line.steps or longest
+        if steps:
+            moment = epoch - 1 + line.step / steps
+            _put(curves.train_loss, moment, values.get("loss"))
+            _put(curves.lr, moment, values.get("lr"))
+    elif line.kind == "train_epoch":
         # An epoch's mean is drawn only where there are no steps: the two differ and would make a saw.
         if not any(epoch - 1 < other < epoch for other in curves.train_loss):
-            _put(curves.train_loss, moment, stats.get("loss"))
-        _put(curves.lr, moment, stats.get("lr"))
-    elif stats["_type"] == "val_epoch":
-        _put(curves.val_loss, moment, stats.get("loss"))
-        score = stats.get("map")
-        _put(curves.val_map, moment, 100 * score if isinstance(score, int | float) else None)
-        error = stats.get("top1_err")
-        _put(curves.val_top1, moment, 100 - error if isinstance(error, int | float) else None)
+            _put(curves.train_loss, epoch, values.get("loss"))
+        _put(curves.lr, epoch, values.get("lr"))
+    elif line.kind == "val_epoch":
+        _put(curves.val_loss, epoch, values.get("loss"))
+        _put(curves.val_map, epoch, 100 * values["map"] if "map" in values else None)
+        _put(curves.val_top1, epoch, 100 - values["top1_err"] if "top1_err" in values else None)
 
 
-def _put(curve: Curve, moment: float, value: Any) -> None:
-    if isinstance(value, int | float) and math.isfinite(value):
-        curve[moment] = float(value)
+def _put(curve: Curve, moment: float, value: float | None) -> None:
+    if value is not None:
+        curve[float(moment)] = value
 
 
 def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:

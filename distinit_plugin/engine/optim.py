@@ -74,7 +74,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters by weight decay, in PySlowFast's order: normalisation, others, without decay.
 
-    Empty groups are left out; arguments as in ``build_optimizer``.
+    Empty groups are left out; arguments as in ``build_optimizer``. Parameters whose names hold one of a module's
+    ``names_without_decay`` have none. Each group also says what PySlowFast reads in it.
 
     Raises:
         UserError: Nothing is trainable.
@@ -83,6 +84,13 @@ def parameter_groups(
     others: list[nn.Parameter] = []
     without_decay: list[nn.Parameter] = []
     seen: set[int] = set()
+    exempt = {
+        id(parameter)
+        for owner in module.modules()
+        for parts in [getattr(owner, "names_without_decay", ())]
+        for name, parameter in (owner.named_parameters() if parts else ())
+        if any(part in name for part in parts)
+    }
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
@@ -90,7 +98,7 @@ def parameter_groups(
             seen.add(id(parameter))
             if isinstance(owner, _NormBase):
                 normalisation.append(parameter)
-            elif zero_wd_1d and (parameter.ndim <= 1 or name == "bias"):
+            elif id(parameter) in exempt or (zero_wd_1d and (parameter.ndim <= 1 or name == "bias")):
                 without_decay.append(parameter)
             else:
                 others.append(parameter)
@@ -101,7 +109,7 @@ def parameter_groups(
         {"params": others, "weight_decay": weight_decay},
         {"params": without_decay, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [{**group, "layer_decay": 1.0, "apply_LARS": False} for group in groups if group["params"]]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

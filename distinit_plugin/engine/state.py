@@ -14,6 +14,7 @@ from torch import Tensor
 from distinit_plugin.data.bad import BadVideoLog
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.meters import Clock, MeanMeter
+from distinit_plugin.engine.optimizer_layouts import apart, in_order, renumbered
 from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError, WeightsError
@@ -122,8 +123,8 @@ class RunState:
         """Continue from ``state_dict``.
 
         Raises:
-            WeightsError: The state is of another network, of PySlowFast, of another version of this program, or not
-                what this program writes.
+            WeightsError: The state is of another network, of another version of this program, or not what this program
+                or PySlowFast writes.
         """
         try:
             self._load(state, device)
@@ -133,13 +134,47 @@ class RunState:
                 "before."
             ) from error
 
+    def _load_hosted(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Continue where PySlowFast has ended an epoch: weights, heads, optimizer; nothing else is in its files."""
+        if "optimizer_state" not in state or "epoch" not in state:
+            raise WeightsError(
+                "the checkpoint has weights alone, so training cannot continue from it: give it as "
+                "TRAIN.CHECKPOINT_FILE_PATH with TRAIN.CHECKPOINT_EPOCH_RESET True to start from them."
+            )
+        trainable = self.objective.trainable
+        if len(trainable.adapters) and "adapters" not in own:
+            raise WeightsError(
+                f"the checkpoint has no heads for the terms {', '.join(trainable.adapters)}: set "
+                "TRAIN.CHECKPOINT_EPOCH_RESET True to start from its weights."
+            )
+        groups = [*state["optimizer_state"]["param_groups"], *own.get("optimizer", {}).get("param_groups", [])]
+        slots = {**state["optimizer_state"]["state"], **own.get("optimizer", {}).get("state", {})}
+        students = {id(parameter) for parameter in trainable.student.parameters()}
+        optimizer = renumbered(
+            {"state": slots, "param_groups": groups},
+            apart(self.optimizer.param_groups, students),
+            in_order(self.optimizer.param_groups),
+            self.optimizer.state_dict()["param_groups"],
+        )
+        copy_into_network(cast(Network, trainable.student), state["model_state"])
+        try:
+            trainable.adapters.load_state_dict(own.get("adapters", {}))
+            self.optimizer.load_state_dict(optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(
+                f"the checkpoint is of another job ({str(error).splitlines()[0]}): set DISTILL, ACTION and SOLVER as "
+                "they were."
+            ) from error
+        if "scaler_state" in state:
+            self.precision.load_state_dict(state["scaler_state"])
+        self.epoch = int(state["epoch"]) + 1
+        self.start_epoch_anew()
+
     def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         own = state.get("distinit")
         if not isinstance(own, Mapping) or "progress" not in own:  # PySlowFast's, alone or with this package's heads
-            raise WeightsError(
-                "the checkpoint was not written by this program, so training cannot continue from it: give it as "
-                "TRAIN.CHECKPOINT_FILE_PATH to start from its weights."
-            )
+            self._load_hosted(state, {} if own is None else own)
+            return
         if own["format"] > checkpoint.FORMAT_VERSION:
             raise WeightsError(f"the checkpoint has format {own['format']}: it is of a newer version of this program.")
         if own["format"] < checkpoint.FORMAT_VERSION:

@@ -18,6 +18,7 @@ from distinit_plugin.errors import UserError, WeightsError, shown
 from distinit_plugin.jobs.session import Session
 from distinit_plugin.video.check import inspect_video
 from distinit_plugin.video.isolated import Crash, run_isolated
+from distinit_plugin.weights import read_checkpoint
 
 HARMLESS = (
     "CORPUS.DECODE_TIMEOUT",
@@ -94,16 +95,27 @@ def resume(session: Session, state: RunState, steps_per_epoch: int) -> bool:
         path, saved = found
         _refuse_changes(cfg, state, saved, path, steps_per_epoch)
         _load(session, state, saved, path)
-        _reopen_cut_epoch(state, saved, steps_per_epoch)
+        if _is_own(saved):
+            _reopen_cut_epoch(state, saved, steps_per_epoch)
     elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
+        if "epoch" not in read_checkpoint(path).details:
+            logger.info("%s has weights alone: the training starts from them", path)
+            return False
         saved = checkpoint.load_checkpoint(path)
         _load(session, state, saved, path)
-        _start_epoch_anew(cfg, state, saved, path)
+        if _is_own(saved):
+            _start_epoch_anew(cfg, state, saved, path)
     else:
         return False
     logger.info("continuing from %s (%d epochs and %d steps are done)", path, state.epoch, state.step_in_epoch)
     return True
+
+
+def _is_own(saved: Mapping[str, Any]) -> bool:
+    """Whether this runner wrote a state, and not PySlowFast."""
+    own = saved.get("distinit")
+    return isinstance(own, Mapping) and "progress" in own
 
 
 def _newest_state(session: Session) -> tuple[Path, dict[str, Any]] | None:
@@ -189,9 +201,8 @@ def _refuse_changes(cfg: CfgNode, state: RunState, saved: Mapping[str, Any], pat
     Raises:
         UserError: There are some, or the training videos are others.
     """
-    own = saved.get("distinit")
-    if not isinstance(own, Mapping):
-        return  # of PySlowFast: loading it says so
+    if not _is_own(saved):
+        return  # PySlowFast's configuration says the same in other words, and more
     before = _saved_cfg(saved, path)
     changed = changes(before, cfg)
     allowed = []

@@ -24,6 +24,7 @@ from distinit_plugin.analysis.per_class import (
 from distinit_plugin.engine.curves import curve_rows, draw_curves, read_curves
 from distinit_plugin.engine.ensemble import Scores, missing_sentences, read_scores
 from distinit_plugin.engine.evaluate import confusion_of, confusion_rows
+from distinit_plugin.engine.logs import final_test
 from distinit_plugin.engine.motion_report import SAMPLES_FILE, MotionCurve, draw_motion, motion_rows, read_networks
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_file
@@ -119,8 +120,11 @@ def visualize_curves(
     numbers: dict[str, dict[str, list[list[float]]]] = {title: {} for title in titles}
     for title, what, epoch, value in rows[1:]:
         numbers[title].setdefault(what, []).append([epoch, value])
-    write_picture(output, draw_curves(curves), {"runs": numbers, "points": ["epoch", "value"]}, rows)
-    _say(console, f"wrote {output}")
+    tests = {title: found for title, run in zip(titles, runs, strict=True) if (found := final_test(run))}
+    written = {"runs": numbers, "points": ["epoch", "value"], "tests": tests}
+    write_picture(output, draw_curves(curves), written, rows)
+    told = [f"{title}: test {', '.join(f'{key} {value:g}' for key, value in tests[title].items())}" for title in tests]
+    _say(console, *told, f"wrote {output}")
 
 
 def visualize_epe(

@@ -14,7 +14,7 @@ import torchvision.models.video
 from torch import Tensor
 
 from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
-from distinit_plugin.models.factory import build_network
+from distinit_plugin.models.factory import build_network, is_program
 from distinit_plugin.models.network import InputSpec
 from distinit_plugin.registry import near_matches
 from distinit_plugin.teachers.dense import DetectionBackbone, SegmentationNetwork
@@ -64,13 +64,14 @@ def build_teacher(
     target_fps: float | None = None,
     crop: Crop = "shared",
     pick_from: int = 0,
+    description: str = "",
     **switches: Any,
 ) -> Frozen:
     """Build a frozen teacher.
 
     Args:
         arch: ``torchvision/NAME`` (classification, segmentation, detection or video), ``timm/NAME``,
-            ``pytorchvideo/NAME``, or a registered network (``Res2D``, ``R2Plus1D``, …).
+            ``pytorchvideo/NAME``, ``slowfast/NAME``, or a registered network (``Res2D``, ``R2Plus1D``, …).
         weights: torchvision tag, ``timm`` (timm's own), a file, or ``random`` (untrained).
         num_classes: K of the classifier, read only where ``layer`` is ``logits`` or for segmentation maps.
         layer: What will be matched: ``logits``, ``features``, or one of the network's layers (``feature_map``). For
@@ -85,6 +86,7 @@ def build_teacher(
         target_fps: The student's.
         crop: ``shared``: the student's crop and flip; ``center``: the centre crop of the same frames.
         pick_from: Evenly spaced frames of the clip among which ``pick`` chooses; 0: all.
+        description: Of ``slowfast/NAME``: the text of its YAML file; empty: the configuration that ``weights`` holds.
         switches: Of a registered network (``models.factory.SWITCHES``: ``depth``, ``width``, …).
 
     Raises:
@@ -92,6 +94,8 @@ def build_teacher(
         WeightsError: The weights cannot be had, are unreadable, or are of another network or number of classes.
     """
     view = ViewSpec(modality, num_frames, sampling_rate, target_fps, pick, 1, crop_size, mean, std, crop, pick_from)
+    if is_program(arch):
+        switches |= {"description": description}
     if weights == RANDOM:
         logger.warning(
             "teacher %s is UNTRAINED (WEIGHTS: random): its targets mean nothing", arch, extra=SAME_ON_ALL_RANKS
@@ -118,13 +122,15 @@ def _build(
         return TimmClassifier(model, num_classes, view)
     if library == "torchvision" and model and model not in torchvision.models.list_models(torchvision.models.video):
         return _build_torchvision(model, file, view, num_classes)
-    if "/" in arch and library not in ("torchvision", "pytorchvideo"):
+    if "/" in arch and library not in ("torchvision", "pytorchvideo") and not is_program(arch):
         raise UserError(
             f"teacher {arch}: there is no library '{library}'.{near_matches(library, ['torchvision', 'timm'])} "
             "Write torchvision/NAME, timm/NAME, pytorchvideo/NAME or the name of a registered network."
         )
     if view.num_frames is None:
         raise UserError(f"teacher {arch} needs a number of frames.")
+    if is_program(arch) and not switches["description"]:
+        switches = {**switches, "description": _description_in(arch, file)}
     clip = InputSpec(
         num_frames=view.num_frames,
         sampling_rate=view.sampling_rate,
@@ -136,6 +142,19 @@ def _build(
         modality=view.modality,
     )
     return NetworkTeacher(build_network(arch, num_classes=num_classes, input=clip, **switches), view)
+
+
+def _description_in(arch: str, file: CheckpointFile | None) -> str:
+    """What a checkpoint says about its network.
+
+    Raises:
+        UserError: Nothing.
+    """
+    text = "" if file is None else file.details.get("cfg", "")
+    if not isinstance(text, str) or not text:
+        where = "there are no weights that say" if file is None else f"{file.path} does not say"
+        raise UserError(f"teacher {arch}: {where} what its network is. Give its YAML file as CFG.")
+    return text
 
 
 def _build_torchvision(model: str, file: CheckpointFile | None, view: ViewSpec, num_classes: int) -> Network:

@@ -25,6 +25,7 @@ PATCHES = (*MISSING, *DEFECTS, *DETECTION_DEFECTS)
 logger = logging.getLogger(__name__)
 
 _applied: list[Patch] | None = None
+_importable: list[list[Patch]] = []
 
 
 def boot() -> list[Patch]:
@@ -38,11 +39,8 @@ def boot() -> list[Patch]:
     """
     global _applied
     if _applied is None:
-        root = find_checkout()
-        check_packages()
         without = switched_off(PATCHES)
-        _put_on_path(root)
-        applied = apply_patches(MISSING, without)
+        applied = make_importable()
         add_nodes(importlib.import_module("slowfast.config.defaults")._C)
         importlib.import_module("slowfast.models")
         importlib.import_module("slowfast.datasets")
@@ -51,6 +49,23 @@ def boot() -> list[Patch]:
         misc: Any = importlib.import_module("slowfast.utils.misc")
         misc.launch_job = launching.launch_job
     return _applied
+
+
+def make_importable() -> list[Patch]:
+    """Let ``slowfast`` be imported in this process, and nothing more; twice is as once.
+
+    Returns:
+        What was cured.
+
+    Raises:
+        UserError: There is no checkout, or packages that it imports are missing.
+    """
+    if not _importable:
+        root = find_checkout()
+        check_packages()
+        _put_on_path(root)
+        _importable.append(apply_patches(MISSING, switched_off(PATCHES)))
+    return _importable[0]
 
 
 def run_net(words: Sequence[str]) -> None:

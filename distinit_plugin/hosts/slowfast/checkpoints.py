@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from distinit_plugin import build
 from distinit_plugin.engine.checkpoint import load_checkpoint as read_checkpoint
 from distinit_plugin.engine.checkpoint import save_checkpoint as write_checkpoint
+from distinit_plugin.engine.optim import parameter_groups
+from distinit_plugin.engine.optimizer_layouts import in_order, joint, renumbered
 from distinit_plugin.errors import WeightsError, naming
 from distinit_plugin.hosts.slowfast.distillation import HEADS, Heads, current, heads_of
 from distinit_plugin.hosts.slowfast.networks import Hosted
@@ -88,8 +92,36 @@ class _JoinedOptimizer:
         self._optimizer.load_state_dict(join_optimizer(student, self._own))
 
 
+class _RenumberedOptimizer:
+    """An optimizer that is given the state of this package's own runner."""
+
+    def __init__(self, optimizer: Any, model: nn.Module) -> None:
+        self._optimizer, self._model = optimizer, model
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load it under PySlowFast's numbers.
+
+        Raises:
+            WeightsError: It is not of what trains here.
+        """
+        groups = self._optimizer.param_groups
+        norms = {
+            id(parameter)
+            for module in self._model.modules()
+            if isinstance(module, _NormBase)
+            for parameter in module.parameters(recurse=False)
+        }
+        student, heads = ([group for group in groups if bool(group.get(OWN_GROUP)) == own] for own in (False, True))
+        order = joint(student, heads, norms)
+        current = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict(renumbered(saved, order, in_order(groups), current))
+
+
 def with_heads(theirs: Callable[..., int]) -> Callable[..., int]:
-    """``slowfast.utils.checkpoint.load_checkpoint``, which also puts back the heads where a training continues."""
+    """``slowfast.utils.checkpoint.load_checkpoint``, which also puts back the heads where a training continues.
+
+    From a file of this package's own runner it continues as well.
+    """
 
     def load_checkpoint(
         path_to_checkpoint: str,
@@ -103,9 +135,9 @@ def with_heads(theirs: Callable[..., int]) -> Callable[..., int]:
         if isinstance(bare, Hosted) and takes_weights_alone(optimizer, options):
             load_whole(bare, path_to_checkpoint, starts=optimizer is not None)
             return -1
-        heads = heads_of(model)
-        if heads is not None and optimizer is not None and not options.get("epoch_reset"):
-            optimizer = _JoinedOptimizer(optimizer, _load_heads(path_to_checkpoint, heads))
+        continues = optimizer is not None and not options.get("epoch_reset") and not options.get("convert_from_caffe2")
+        if continues and (heads_of(model) is not None or os.path.isfile(path_to_checkpoint)):
+            optimizer = _with_file(optimizer, path_to_checkpoint, model)
         return theirs(path_to_checkpoint, model, data_parallel, optimizer, scaler, **options)
 
     return load_checkpoint
@@ -135,10 +167,21 @@ def load_whole(network: Any, path: str, *, starts: bool) -> None:
     logger.info("%s", report)
 
 
-def _load_heads(path: str, heads: Heads) -> Mapping[str, Any]:
-    """Fill the heads; returns their share of the optimizer's state."""
-    own = read_checkpoint(path).get(ENTRY)
-    if not isinstance(own, Mapping) or not {"adapters", "optimizer"} <= own.keys():
+def _with_file(optimizer: Any, path: str, model: nn.Module) -> Any:
+    """Fill the heads from a file; returns what takes the optimizer's state that is in it."""
+    heads = heads_of(model)
+    state = read_checkpoint(path)
+    own = state.get(ENTRY)
+    is_runners = isinstance(own, Mapping) and "progress" in own
+    if heads is None:
+        return _RenumberedOptimizer(optimizer, model) if is_runners else optimizer
+    share = _load_heads(path, heads, own, is_runners)
+    return _RenumberedOptimizer(optimizer, model) if is_runners else _JoinedOptimizer(optimizer, share)
+
+
+def _load_heads(path: str, heads: Heads, own: Any, is_runners: bool) -> Mapping[str, Any]:
+    """Fill the heads; returns their share of the optimizer's state, empty where that is not kept apart."""
+    if not isinstance(own, Mapping) or "adapters" not in own or not (is_runners or "optimizer" in own):
         raise WeightsError(
             f"{path} has no heads for the terms {', '.join(heads.adapters)} with their share of the optimizer, so "
             "training cannot continue from it here. Set TRAIN.CHECKPOINT_EPOCH_RESET True to start from its weights."
@@ -150,7 +193,7 @@ def _load_heads(path: str, heads: Heads) -> Mapping[str, Any]:
             f"{path} holds heads of other terms ({str(error).splitlines()[0]}): set DISTILL as it was, or "
             "TRAIN.CHECKPOINT_EPOCH_RESET True."
         ) from error
-    return cast(Mapping[str, Any], own["optimizer"])
+    return cast(Mapping[str, Any], own.get("optimizer", {}))
 
 
 def with_head_groups(theirs: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], Any]:
@@ -166,14 +209,14 @@ def with_head_groups(theirs: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Mo
             optimizer = theirs(model, cfg)
         finally:
             inner.add_module(HEADS, heads)
-        parameters = [parameter for parameter in heads.parameters() if parameter.requires_grad]
-        flat = [parameter for parameter in parameters if cfg.SOLVER.ZERO_WD_1D_PARAM and parameter.ndim == 1]
-        known = {id(parameter) for parameter in flat}
-        others = [parameter for parameter in parameters if id(parameter) not in known]
-        for group, decay in ((others, cfg.SOLVER.WEIGHT_DECAY), (flat, 0.0)):
-            if group:
-                settings = {"weight_decay": decay, "layer_decay": 1.0, "apply_LARS": False, OWN_GROUP: True}
-                optimizer.add_param_group({"params": group, **settings})
+        groups = parameter_groups(
+            heads,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            bn_weight_decay=cfg.BN.WEIGHT_DECAY,
+            zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
+        )
+        for group in groups:
+            optimizer.add_param_group({**group, OWN_GROUP: True})
         return optimizer
 
     return construct_optimizer

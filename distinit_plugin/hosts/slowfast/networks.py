@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distinit_plugin import build
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.config.theirs import is_borrowed
 from distinit_plugin.detection.network import RoiNetwork
 from distinit_plugin.hosts.slowfast.roi import freeze_unreached, use_bare_keys
 from distinit_plugin.models.network import VideoNetwork
@@ -69,7 +70,7 @@ def hosted_class(network: type[nn.Module]) -> type[nn.Module]:
 
 def is_own(name: str) -> bool:
     """Whether MODEL.MODEL_NAME is a network of this package (or of a library that it reads), not of PySlowFast."""
-    return "/" in name or name in MODELS
+    return ("/" in name and not is_borrowed(name)) or name in MODELS
 
 
 def build_hosted(cfg: CfgNode, *, has_terms: bool, initialize: bool, activation: str) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
+from distinit_plugin.config.theirs import PREFIX
 from distinit_plugin.config.validate import problems_of
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
@@ -52,6 +53,7 @@ def settle(cfg: Any) -> None:
     Raises:
         ConfigError: Everything in it that cannot be done there, one sentence each.
     """
+    cfg.MODEL.MODEL_NAME = cfg.MODEL.MODEL_NAME.removeprefix(PREFIX)  # it is there under its own name
     own = own_cfg(cfg)
     terms = has_terms(own)
     keyframes = reads_keyframes(cfg)

@@ -13,12 +13,12 @@ from torch import Tensor
 from distinit_plugin.errors import UserError
 from distinit_plugin.registry import near_matches
 from distinit_plugin.weights.keymaps import align_prefix
-from distinit_plugin.weights.layouts import caffe2, inception, pyslowfast, tensorflow
+from distinit_plugin.weights.layouts import caffe2, inception, pyslowfast, pyslowfast_caffe2, tensorflow
 from distinit_plugin.weights.layouts.base import Layout, Translation
 
 __all__ = ["LAYOUTS", "NATIVE", "Layout", "Translation", "detect", "named"]
 
-LAYOUTS = (*inception.LAYOUTS, *tensorflow.LAYOUTS, *caffe2.LAYOUTS, *pyslowfast.LAYOUTS)
+LAYOUTS = (*inception.LAYOUTS, *tensorflow.LAYOUTS, *caffe2.LAYOUTS, *pyslowfast.LAYOUTS, *pyslowfast_caffe2.LAYOUTS)
 
 NATIVE = "native"
 """The name of having the network's own keys."""
