@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb("run_net", "train and test from a YAML file (also tools/run_net.py)"),
     "run-splits": Verb("run_splits", "run all three splits of UCF-101 or HMDB-51 and print their mean and deviation"),
+    "study": Verb("study", "a grid of runs (initialisation × student × corpus × seed …), resumable, and its table"),
     "predict": Verb("predict", "print the top classes of videos by name"),
     "demo": Verb("demo", "draw on a video what a trained network says of it: classes, or boxes and actions"),
     "detect-persons": Verb("detect_persons", "boxes of persons on keyframes as AVA's csv files have them; resumable"),

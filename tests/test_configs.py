@@ -14,7 +14,8 @@ from distinit_plugin.config.yaml_files import read_yaml
 from distinit_plugin.video.sampling import dense_starts
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path for folder in ("configs", "projects") for path in (ROOT / folder).rglob("*.yaml"))
+YAML = sorted(path for folder in ("configs", "projects") for path in (ROOT / folder).rglob("*.yaml"))
+FILES = [path for path in YAML if path.parent.name != "studies"]  # those are grids of runs: tests/test_study.py
 LEAVES = [path for path in FILES if "_base_" not in path.parts]
 DISTINIT = [path for path in LEAVES if path.parent.name == "DistInit"]
 QUO_VADIS = [path for path in LEAVES if path.parent.name == "I3D"]

@@ -32,6 +32,7 @@ LAYERS = (
     {"build"},
     {"jobs"},
     {"demos"},
+    {"studies"},
     {"hosts"},
     {"doctor"},
     {"commands"},
@@ -40,7 +41,7 @@ LAYERS = (
 """Each place imports only those before it, and itself."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "demos", "hosts", "doctor"}
+KNOW_THE_CONFIGURATION = {"config", "building", "build", "jobs", "commands", "demos", "studies", "hosts", "doctor"}
 CONFIG_IMPORTS = {"config", "errors", "registry"}
 """All that config may import: it is read before torch, so that a wrong key is answered at once."""
 

@@ -230,7 +230,7 @@ def shipped_configs() -> list[str]:
     """The names of all shipped YAML files that can be run (``configs/DistInit/X.yaml``), sorted."""
     folder = shipped_folder()
     names = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
-    return sorted(f"configs/{name.as_posix()}" for name in names if "_base_" not in name.parts)
+    return sorted(f"configs/{name.as_posix()}" for name in names if name.parts[0] not in ("_base_", "studies"))
 
 
 def _shipped(name: str) -> Path | None:

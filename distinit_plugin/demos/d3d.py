@@ -6,8 +6,6 @@ run is a YAML file of ``configs/demo_d3d`` through the real runner; this module 
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +40,7 @@ from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
 from distinit_plugin.engine.evaluate import SCORES_FILE
 from distinit_plugin.engine.motion_report import MotionCurve
-from distinit_plugin.engine.results import Row, Value, terminal_table
+from distinit_plugin.engine.results import Row, Value, differences, paired_text, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
@@ -288,7 +286,7 @@ class DemoD3D:
         for entry in order:
             if entry.name in scores:
                 found = scores[entry.name]
-                gain = "" if entry is RGB_STREAM else paired(found, base)
+                gain = "" if entry is RGB_STREAM else paired_text(differences(found, base))
                 values: dict[str, Value] = {
                     "sees": entry.sees,
                     "top-1": found,
@@ -313,18 +311,6 @@ def _work(item: Task | Probe, folder: Path, options: Mapping[str, object]) -> Ou
 def folder_of(variant: Variant, seed: int) -> str:
     """``d3d_no_action_seed0``."""
     return f"{variant.config}_seed{seed}"
-
-
-def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Of each seed."""
-    return [one - other for one, other in zip(ours, theirs, strict=True)]
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean and standard error of the differences seed by seed, in points: ``+3.1 ± 0.8``; one seed has no error."""
-    found = [100 * value for value in differences(ours, theirs)]
-    text = f"{statistics.fmean(found):+.1f}"
-    return text if len(found) < 2 else f"{text} ± {statistics.stdev(found) / math.sqrt(len(found)):.1f}"
 
 
 def run_demo_d3d(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), processes: int = 0) -> list[Row]:

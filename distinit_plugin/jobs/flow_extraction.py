@@ -171,7 +171,7 @@ def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, re
         jobs = run_isolated(
             job, paths, num_workers=min(num_workers, len(paths)), max_seconds=float("inf"), on_wait=show
         )
-        with contextlib.closing(jobs):  # type: ignore[type-var]
+        with contextlib.closing(jobs):
             for path, outcome in jobs:
                 finished += 1
                 if isinstance(outcome, Crash):

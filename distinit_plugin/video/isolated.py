@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -63,7 +64,8 @@ def run_isolated(
     max_seconds: float,
     on_wait: Callable[[], None] = lambda: None,
     what: str = "the decoder",
-) -> Iterator[tuple[Item, Result | Crash]]:
+    patience: float | None = None,
+) -> Generator[tuple[Item, Result | Crash], None, None]:
     """Yield (item, result) as results come, in any order.
 
     Args:
@@ -72,7 +74,9 @@ def run_isolated(
         num_workers: Processes; 0: in this process, without protection.
         max_seconds: A process that takes longer for one item is ended.
         on_wait: Called about once a second while results are awaited.
-        what: Crashes or hangs, in the reason of a :class:`Crash`.
+        what: The subject of a crash's reason.
+        patience: Seconds that processes have to end by SIGTERM when the caller ends early; they may then have processes
+            of their own. ``None``: they are killed, and may not.
     """
     if num_workers <= 0:
         for item in items:
@@ -83,24 +87,26 @@ def run_isolated(
     workers: list[_Worker[Item]] = []
     try:
         for _ in range(num_workers):
-            worker = _start(function)
+            worker = _start(function, daemon=patience is None)
             workers.append(worker)
             _give(worker, todo)
         while any(worker.item is not None for worker in workers):
-            yield from _collect(workers, function, todo, max_seconds, what)
+            yield from _collect(workers, partial(_start, function, daemon=patience is None), todo, max_seconds, what)
             on_wait()
     finally:
+        if patience is not None:
+            _end_gently(workers, patience)
         for worker in workers:
             _end(worker)
 
 
 def _collect(
     workers: list[_Worker[Item]],
-    function: Callable[[Item], Result],
+    start: Callable[[], _Worker[Item]],
     todo: Iterator[Item],
     max_seconds: float,
     what: str,
-) -> Iterator[tuple[Item, Result | Crash]]:
+) -> Iterator[tuple[Item, Any]]:
     """Wait a little; yield what has come, and replace processes that died or hang."""
     busy = {worker.pipe: place for place, worker in enumerate(workers) if worker.item is not None}
     ready = wait(list(busy), timeout=_POLL_SECONDS)
@@ -114,22 +120,22 @@ def _collect(
                 answer = pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
-                answer = Crash(_name_exit(worker.process.exitcode, what))
+                answer = Crash(f"{what} {_name_exit(worker.process.exitcode)}")
         elif time.monotonic() - worker.begun > max_seconds:
             answer = Crash(f"{what} hangs (no end after {max_seconds:g} s)")
         if answer is None:
             continue
         if isinstance(answer, Crash):
             _end(worker)
-            worker = workers[place] = _start(function)
+            worker = workers[place] = start()
         _give(worker, todo)
         yield item, answer
 
 
-def _start(function: Callable[[Item], Any]) -> _Worker[Item]:
+def _start(function: Callable[[Item], Any], *, daemon: bool) -> _Worker[Item]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(function, there, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+    process = context.Process(target=_serve, args=(function, there, os.getpid()), daemon=daemon)  # type: ignore[attr-defined]
     process.start()
     there.close()  # so that the death of the process ends the pipe
     return _Worker(process, here)
@@ -163,6 +169,16 @@ def _give(worker: _Worker[Item], todo: Iterator[Item]) -> None:
         return
 
 
+def _end_gently(workers: list[_Worker[Any]], patience: float) -> None:
+    """Ask those that work to end, and wait for them."""
+    busy = [worker for worker in workers if worker.item is not None]
+    for worker in busy:
+        worker.process.terminate()
+    end = time.monotonic() + patience
+    for worker in busy:
+        worker.process.join(max(end - time.monotonic(), 0.0))
+
+
 def _end(worker: _Worker[Any]) -> None:
     worker.pipe.close()
     if worker.item is not None:
@@ -173,7 +189,7 @@ def _end(worker: _Worker[Any]) -> None:
 def _name_exit(code: int | None, what: str) -> str:
     if code is not None and code < 0:
         try:
-            return f"{what} crashed ({signal.Signals(-code).name})"
+            return f"crashed ({signal.Signals(-code).name})"
         except ValueError:
-            return f"{what} crashed (signal {-code})"
-    return f"{what} ended its process (exit code {code})"
+            return f"crashed (signal {-code})"
+    return f"ended its process (exit code {code})"

@@ -1,0 +1,1 @@
+"""Grids of runs: which there are, what is done of them, and their table."""
