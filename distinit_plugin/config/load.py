@@ -85,6 +85,7 @@ def read_cfg(
     """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     cfg = get_cfg()
+    cfg.note_source_files([os.fspath(name) for name in names])
     merger = Merger(cfg, PYSLOWFAST_DEFAULTS)
     unreadable: list[str] = []
     for name in names:

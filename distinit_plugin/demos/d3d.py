@@ -6,8 +6,6 @@ run is a YAML file of ``configs/demo_d3d`` through the real runner; this module 
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.demos.motion_rows import Errors, Probe, decode_motion, error_rows
 from distinit_plugin.demos.motions import (
@@ -30,10 +29,11 @@ from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_see
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
 from distinit_plugin.engine.evaluate import SCORES_FILE
-from distinit_plugin.engine.results import Row, Value, terminal_table
+from distinit_plugin.engine.results import Row, Value, differences, paired, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
+from distinit_plugin.jobs.report import REPORT_FILE
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
 
 CONFIGS = "configs/demo_d3d"
@@ -172,6 +172,7 @@ class DemoD3D:
             "seconds": round(time.monotonic() - begin, 1),
         }
         self._runs.write(rows, results, first="test top-1, %")
+        self._report()
         return rows
 
     # ------------------------------------------------------------------------------------------------------ runs
@@ -280,22 +281,20 @@ class DemoD3D:
         runs = {variant.name: self.folder / folder_of(variant, self._seeds[0]) for variant in variants}
         plot_curves(runs, self.folder / "curves.png")
 
+    def _report(self) -> None:
+        """One page about all runs."""
+        self._say("writing the report")
+        rows = {
+            variant.name: {str(seed): self.folder / folder_of(variant, seed) for seed in self._seeds}
+            for variant in (RGB_STREAM, FLOW_STREAM, *self._students)
+        }
+        study = Study("networks that see RGB or flow", rows, baseline=RGB_STREAM.name)
+        self._runs.report(study, [], "D3D: labels that only motion tells")
+
 
 def folder_of(variant: Variant, seed: int) -> str:
     """``d3d_no_action_seed0``."""
     return f"{variant.config}_seed{seed}"
-
-
-def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Of each seed."""
-    return [one - other for one, other in zip(ours, theirs, strict=True)]
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean and standard error of the differences seed by seed, in points: ``+3.1 ± 0.8``; one seed has no error."""
-    found = [100 * value for value in differences(ours, theirs)]
-    text = f"{statistics.fmean(found):+.1f}"
-    return text if len(found) < 2 else f"{text} ± {statistics.stdev(found) / math.sqrt(len(found)):.1f}"
 
 
 def run_demo_d3d(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), processes: int = 0) -> list[Row]:
@@ -318,4 +317,5 @@ def run_demo_d3d(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), proces
         )
     )
     say(f"guessing gives {100 / len(CLASS_NAMES):.1f} %; logs, checkpoints, pictures, {RESULTS_MARKDOWN}: {folder}")
+    say(f"report: {Path(folder) / REPORT_FILE}")
     return rows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ Curve = dict[float, float]
 
 _DOTS_UP_TO = 60
 _LOG_RANGE = 20  # a learning rate that falls by more than this is drawn on a logarithmic scale
+_INCHES_A_LETTER = 0.08  # of a legend
 
 
 @dataclass
@@ -31,6 +33,7 @@ class RunCurves:
     """What a run logged over its epochs: losses in nats or the loss's own unit, accuracies in percent."""
 
     train_loss: Curve = field(default_factory=dict)
+    train_top1: Curve = field(default_factory=dict)
     val_loss: Curve = field(default_factory=dict)
     val_top1: Curve = field(default_factory=dict)
     val_map: Curve = field(default_factory=dict)
@@ -46,10 +49,8 @@ def read_curves(folder: str | Path) -> RunCurves:
     folder = Path(folder)
     curves = RunCurves()
     for name in (JSON_FILE, LOG_FILE):
-        if (folder / name).is_file():
-            with open(folder / name, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    _take(curves, line)
+        for stats in logged_stats(folder / name):
+            _take(curves, stats)
     if not any((curves.train_loss, curves.val_loss, curves.val_top1, curves.val_map)):
         raise UserError(
             f"{folder} has no curves: there is no '{JSON_PREFIX.strip()}' line in its {JSON_FILE} or {LOG_FILE}. Name "
@@ -58,39 +59,60 @@ def read_curves(folder: str | Path) -> RunCurves:
     return curves
 
 
-def _take(curves: RunCurves, line: str) -> None:
-    """Add one line of a log; lines of others and lines that were cut off are passed over."""
-    _, found, text = line.rpartition(JSON_PREFIX)  # the last one: a kill may have left the line before without its end
-    if not found:
+def logged_stats(path: Path) -> Iterator[dict[str, Any]]:
+    """What the ``json_stats:`` lines of a log say; other lines and those that were cut off are passed over."""
+    if not path.is_file():
         return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            _, found, text = line.rpartition(JSON_PREFIX)  # the last one: a kill may have left the line before cut
+            if not found:
+                continue
+            try:
+                stats = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(stats, dict):
+                yield stats
+
+
+def _take(curves: RunCurves, stats: Mapping[str, Any]) -> None:
+    """Add one line of a log; lines of other kinds are passed over."""
     try:
-        stats = json.loads(text)
         epoch, _ = (int(part) for part in str(stats["epoch"]).split("/"))
         moment = float(epoch)
         if stats["_type"] == "train_iter_":
             step, steps = (int(part) for part in stats["iter"].split("/"))
             moment = epoch - 1 + step / steps
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return
     if stats["_type"] == "train_iter_":
         _put(curves.train_loss, moment, stats.get("loss"))
+        _put(curves.train_top1, moment, _accuracy(stats))
         _put(curves.lr, moment, stats.get("lr"))
     elif stats["_type"] == "train_epoch":
         # An epoch's mean is drawn only where there are no steps: the two differ and would make a saw.
         if not any(epoch - 1 < other < epoch for other in curves.train_loss):
             _put(curves.train_loss, moment, stats.get("loss"))
+            _put(curves.train_top1, moment, _accuracy(stats))
         _put(curves.lr, moment, stats.get("lr"))
     elif stats["_type"] == "val_epoch":
         _put(curves.val_loss, moment, stats.get("loss"))
         score = stats.get("map")
         _put(curves.val_map, moment, 100 * score if isinstance(score, int | float) else None)
-        error = stats.get("top1_err")
-        _put(curves.val_top1, moment, 100 - error if isinstance(error, int | float) else None)
+        _put(curves.val_top1, moment, _accuracy(stats))
+
+
+def _accuracy(stats: Mapping[str, Any]) -> float | None:
+    """Top-1 in percent."""
+    error = stats.get("top1_err")
+    return 100 - error if isinstance(error, int | float) else None
 
 
 def _put(curve: Curve, moment: float, value: Any) -> None:
-    if isinstance(value, int | float) and math.isfinite(value):
-        curve[moment] = float(value)
+    with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+        if isinstance(value, int | float) and math.isfinite(value):
+            curve[moment] = float(value)
 
 
 def plot_curves(runs: Mapping[str, str | Path], output: str | Path) -> None:
@@ -118,6 +140,8 @@ def curve_rows(curves: Mapping[str, RunCurves]) -> list[list[Any]]:
 def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
     """The picture of ``plot_curves``, from what is read already."""
     panels = [("training loss", "train_loss")]
+    if any(run.train_top1 for run in curves.values()):
+        panels.append(("training top-1 (%)", "train_top1"))
     if any(run.val_loss for run in curves.values()):
         panels.append(("validation loss", "val_loss"))
     if any(run.val_top1 for run in curves.values()):
@@ -125,15 +149,19 @@ def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
     if any(run.val_map for run in curves.values()):
         panels.append(("validation frame-mAP (%)", "val_map"))
     panels.append(("learning rate", "lr"))
-    columns = 2 if len(panels) == 4 else len(panels)
-    lines = len(panels) // columns
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    lines = -(-len(panels) // columns)
     figure = new_figure(4.8 * columns, 3.4 * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, (label, attribute) in zip(axes, panels, strict=True):
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (label, attribute) in zip(axes, panels, strict=False):
         _draw(axis, label, {name: getattr(run, attribute) for name, run in curves.items()})
     if len(curves) > 1:
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+        fitting = int(4.8 * columns / (_INCHES_A_LETTER * max(map(len, names)) + 0.6))
+        across = max(1, min(4, len(names), fitting))
+        figure.legend(handles, names, loc="outside lower center", ncols=across, frameon=False)
     else:
         figure.suptitle(shown(next(iter(curves))), fontsize=11)
     return figure

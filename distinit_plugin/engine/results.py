@@ -66,3 +66,15 @@ def markdown_table(rows: Sequence[Row], *, first: str = "") -> str:
     lines = [[first, *columns], ["---", *("---:" for _ in columns)]]
     lines += [[row.name, *(percent(row.values.get(column, "")) for column in columns)] for row in rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Of each seed."""
+    return [one - other for one, other in zip(ours, theirs, strict=True)]
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Mean and standard error of the differences seed by seed, in points: ``+3.1 ± 0.8``; one seed has no error."""
+    found = [100 * value for value in differences(ours, theirs)]
+    text = f"{statistics.fmean(found):+.1f}"
+    return text if len(found) < 2 else f"{text} ± {statistics.stdev(found) / math.sqrt(len(found)):.1f}"
