@@ -31,7 +31,10 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["distinit_plugin", "distinit_plugin.*"]), SHIPPED],
     package_dir={SHIPPED: "configs"},
-    package_data={SHIPPED: ["**/*.yaml", "*.md"], "distinit_plugin": ["py.typed"]},
+    package_data={
+        SHIPPED: ["**/*.yaml", "*.md"],
+        "distinit_plugin": ["py.typed", "analysis/published.csv", "analysis/assets/*"],
+    },
     entry_points={"console_scripts": ["distinit = distinit_plugin.cli:main"]},
     install_requires=[
         # torch 2.13.0's CPU build and torchvision do not import together.

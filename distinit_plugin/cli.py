@@ -55,6 +55,7 @@ VERBS = {
     "visualize": Verb(
         "visualize", "pictures with their numbers: filters, tsne, entropy, per-class, confusion, curves, epe, flow"
     ),
+    "report": Verb("report", "one HTML page about runs: results, published numbers, curves, classes, timings, a study"),
     "plot-curves": Verb("plot_curves", "draw the curves of one or several runs"),
     "convert-weights": Verb("convert_weights", "translate a public weights file, with an account of every tensor"),
     "config": Verb("show_config", "print a configuration with all its defaults, or its part that PySlowFast reads"),

@@ -101,6 +101,7 @@ def read_cfg(
     """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     cfg = get_cfg()
+    cfg.note_source_files([os.fspath(name) for name in names])
     chains: list[Chain] = []
     unreadable: list[str] = []
     for name in names:

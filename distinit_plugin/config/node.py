@@ -38,6 +38,7 @@ class CfgNode(_FvcoreNode):
     """A node of the configuration tree. Keys are attributes; see the module's docstring for what merging does."""
 
     _TEMPLATE = "__template__"
+    _SOURCES = "__source_files__"
 
     def set_template(self, template: CfgNode, required: str) -> None:
         """Make this a node of named entries that all start as a copy of ``template``.
@@ -53,6 +54,16 @@ class CfgNode(_FvcoreNode):
         """(template, required key) of a node of named entries; ``None`` elsewhere."""
         found: tuple[CfgNode, str] | None = self.__dict__.get(self._TEMPLATE)
         return found
+
+    @property
+    def source_files(self) -> tuple[str, ...]:
+        """The YAML files that the configuration was loaded from, as they were named; empty where it had none."""
+        found: tuple[str, ...] = self.__dict__.get(self._SOURCES, ())
+        return found
+
+    def note_source_files(self, names: Sequence[str]) -> None:
+        """Remember the names of the files."""
+        self.__dict__[self._SOURCES] = tuple(names)
 
     def clone(self) -> CfgNode:
         """A deep copy (frozen when this is)."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.demos.motion_rows import Errors, Probe, draw_errors, error_rows, run_probe
 from distinit_plugin.demos.motions import (
@@ -44,6 +45,7 @@ from distinit_plugin.engine.results import Row, Value, differences, paired_text,
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
+from distinit_plugin.jobs.report import REPORT_FILE
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
 
 CONFIGS = "configs/demo_d3d"
@@ -185,6 +187,7 @@ class DemoD3D:
             "seconds": round(time.monotonic() - begin, 1),
         }
         self._runs.write(rows, results, first="test top-1, %")
+        self._report()
         return rows
 
     # ------------------------------------------------------------------------------------------------------ runs
@@ -302,6 +305,16 @@ class DemoD3D:
         runs = {variant.name: self.folder / folder_of(variant, self._seeds[0]) for variant in variants}
         plot_curves(runs, self.folder / "curves.png")
 
+    def _report(self) -> None:
+        """One page about all runs."""
+        self._say("writing the report")
+        rows = {
+            variant.name: {str(seed): self.folder / folder_of(variant, seed) for seed in self._seeds}
+            for variant in (RGB_STREAM, FLOW_STREAM, *self._students)
+        }
+        study = Study("networks that see RGB or flow", rows, baseline=RGB_STREAM.name)
+        self._runs.report(study, [], "D3D: labels that only motion tells")
+
 
 def _work(item: Task | Probe, folder: Path, options: Mapping[str, object]) -> Outcome | list[MotionCurve]:
     """One training or one probe in this process."""
@@ -333,4 +346,5 @@ def run_demo_d3d(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), proces
         )
     )
     say(f"guessing gives {100 / len(CLASS_NAMES):.1f} %; logs, checkpoints, pictures, {RESULTS_MARKDOWN}: {folder}")
+    say(f"report: {Path(folder) / REPORT_FILE}")
     return rows

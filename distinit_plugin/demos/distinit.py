@@ -13,10 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.demos.digits import CLASS_NAMES, DigitData, make_digits
 from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_seed, percents, storyteller
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.results import Row, terminal_table
+from distinit_plugin.jobs.report import REPORT_FILE
 
 CONFIGS = "configs/quickstart"
 NETWORKS = {"r2plus1d": "R(2+1)D", "res3d": "Res3D"}
@@ -86,6 +88,7 @@ class Quickstart:
         rows = self._rows(variants, scores)
         self._write(rows, scores, time.monotonic() - begin)
         self._draw(variants)
+        self._report(variants)
         return rows
 
     # ------------------------------------------------------------------------------------------------------ runs
@@ -179,6 +182,16 @@ class Quickstart:
             }
             plot_curves(runs, self.folder / f"curves_finetune_{network}.png")
 
+    def _report(self, variants: Sequence[Variant]) -> None:
+        """One page about all runs."""
+        self._say("writing the report")
+        rows = {
+            variant.name: {str(seed): self.folder / _folder_of(variant, seed) for seed in self._seeds}
+            for variant in variants
+        }
+        others = [self.folder / name for name in ("teacher", *(f"pretrain_{network}" for network in NETWORKS))]
+        self._runs.report(Study("fine-tuning on labelled clips", rows), others, "Quickstart: digits in motion")
+
 
 def _folder_of(variant: Variant, seed: int) -> str:
     """``r2plus1d_from_scratch_lr_0.003_seed0``."""
@@ -203,4 +216,5 @@ def run_quickstart(folder: str | Path, *, seeds: Sequence[int] = (0, 1, 2), proc
     rows = Quickstart(folder, say=say, seeds=seeds, processes=processes).run()
     console.print(terminal_table(rows, title="Top-1 on test videos, % (mean ± deviation)", first="initialisation"))
     say(f"guessing gives {100 / len(CLASS_NAMES):.0f} %; logs, checkpoints, curves, {RESULTS_MARKDOWN}: {folder}")
+    say(f"report: {Path(folder) / REPORT_FILE}")
     return rows

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.paths import unwritable
 from distinit_plugin.engine import checkpoint
 from distinit_plugin.engine.results import Row, markdown_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
+from distinit_plugin.jobs.report import REPORT_FILE, report
 from distinit_plugin.jobs.running import run
 
 Say = Callable[[str], None]
@@ -119,6 +121,17 @@ class Runs:
         """
         write_text(self.folder / RESULTS_JSON, json.dumps(results, indent=2) + "\n")
         write_text(self.folder / RESULTS_MARKDOWN, markdown_table(rows, first=first))
+
+    def report(self, study: Study, others: Sequence[Path], title: str) -> None:
+        """Write a page about runs.
+
+        Args:
+            study: Rows and seeds.
+            others: Folders of further runs.
+            title: Of the page.
+        """
+        quiet = Console(file=io.StringIO())
+        report(list(others), self.folder / REPORT_FILE, study=study, title=title, console=quiet)
 
 
 def num_cores() -> int:

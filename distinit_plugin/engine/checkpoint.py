@@ -229,3 +229,15 @@ def rng_kept() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+
+
+def saved_config(folder: str | Path) -> str:
+    """The configuration (YAML) in the newest epoch checkpoint of a folder, without reading its tensors; else empty."""
+    for path in reversed(epoch_files(folder)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            continue
+        if isinstance(state, dict) and isinstance(state.get("cfg"), str):
+            return str(state["cfg"])
+    return ""

@@ -23,6 +23,7 @@ Curve = dict[float, float]
 
 _DOTS_UP_TO = 60
 _LOG_RANGE = 20  # a learning rate that falls by more than this is drawn on a logarithmic scale
+_INCHES_A_LETTER = 0.08  # of a legend
 
 
 @dataclass
@@ -30,6 +31,7 @@ class RunCurves:
     """What a run logged over its epochs: losses in nats or the loss's own unit, accuracies in percent."""
 
     train_loss: Curve = field(default_factory=dict)
+    train_top1: Curve = field(default_factory=dict)
     val_loss: Curve = field(default_factory=dict)
     val_top1: Curve = field(default_factory=dict)
     val_map: Curve = field(default_factory=dict)
@@ -66,16 +68,23 @@ def _take(curves: RunCurves, line: LogLine, longest: int) -> None:
         if steps:
             moment = epoch - 1 + line.step / steps
             _put(curves.train_loss, moment, values.get("loss"))
+            _put(curves.train_top1, moment, _accuracy(values))
             _put(curves.lr, moment, values.get("lr"))
     elif line.kind == "train_epoch":
         # An epoch's mean is drawn only where there are no steps: the two differ and would make a saw.
         if not any(epoch - 1 < other < epoch for other in curves.train_loss):
             _put(curves.train_loss, epoch, values.get("loss"))
+            _put(curves.train_top1, epoch, _accuracy(values))
         _put(curves.lr, epoch, values.get("lr"))
     elif line.kind == "val_epoch":
         _put(curves.val_loss, epoch, values.get("loss"))
         _put(curves.val_map, epoch, 100 * values["map"] if "map" in values else None)
-        _put(curves.val_top1, epoch, 100 - values["top1_err"] if "top1_err" in values else None)
+        _put(curves.val_top1, epoch, _accuracy(values))
+
+
+def _accuracy(values: Mapping[str, float]) -> float | None:
+    """Top-1 in percent."""
+    return 100 - values["top1_err"] if "top1_err" in values else None
 
 
 def _put(curve: Curve, moment: float, value: float | None) -> None:
@@ -108,6 +117,8 @@ def curve_rows(curves: Mapping[str, RunCurves]) -> list[list[Any]]:
 def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
     """The picture of ``plot_curves``, from what is read already."""
     panels = [("training loss", "train_loss")]
+    if any(run.train_top1 for run in curves.values()):
+        panels.append(("training top-1 (%)", "train_top1"))
     if any(run.val_loss for run in curves.values()):
         panels.append(("validation loss", "val_loss"))
     if any(run.val_top1 for run in curves.values()):
@@ -115,15 +126,19 @@ def draw_curves(curves: Mapping[str, RunCurves]) -> Figure:
     if any(run.val_map for run in curves.values()):
         panels.append(("validation frame-mAP (%)", "val_map"))
     panels.append(("learning rate", "lr"))
-    columns = 2 if len(panels) == 4 else len(panels)
-    lines = len(panels) // columns
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    lines = -(-len(panels) // columns)
     figure = new_figure(4.8 * columns, 3.4 * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axis, (label, attribute) in zip(axes, panels, strict=True):
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (label, attribute) in zip(axes, panels, strict=False):
         _draw(axis, label, {name: getattr(run, attribute) for name, run in curves.items()})
     if len(curves) > 1:
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+        fitting = int(4.8 * columns / (_INCHES_A_LETTER * max(map(len, names)) + 0.6))
+        across = max(1, min(4, len(names), fitting))
+        figure.legend(handles, names, loc="outside lower center", ncols=across, frameon=False)
     else:
         figure.suptitle(shown(next(iter(curves))), fontsize=11)
     return figure

@@ -29,13 +29,15 @@ class LogLine:
     Attributes:
         kind: One of :data:`KINDS`.
         epoch: Its number, from 1 on; 0 where the line is of none.
+        epochs: How many there will be; 0 where the line does not say.
         step: Steps done of that epoch; 0 where the line is of all of them.
         steps: Steps of that epoch; 0 where the line does not say.
-        values: Every number: accuracies and errors in percent, ``map`` as a fraction.
+        values: Every number: accuracies and errors in percent, ``map`` as a fraction, ``gpu_mem`` in GiB.
     """
 
     kind: str
     epoch: int
+    epochs: int
     step: int
     steps: int
     values: Mapping[str, float]
@@ -63,22 +65,20 @@ def final_test(folder: str | Path) -> dict[str, float]:
 
 def parse_line(text: str) -> LogLine | None:
     """One line of a log; ``None`` for any other text."""
-    _, found, stats_text = text.rpartition(
-        JSON_PREFIX
-    )  # the last: a kill may have left the line before without its end
+    _, found, stats_text = text.rpartition(JSON_PREFIX)  # the last: a kill may have left the line before cut off
     if not found:
         return None
     try:
         stats = json.loads(stats_text)
         kind = _kind(stats)
-        epoch, _ = _pair(stats.get("epoch", stats.get("cur_epoch", "0")))
+        epoch, epochs = _pair(stats.get("epoch", stats.get("cur_epoch", "0")))
         step, steps = _pair(stats.get("iter", stats.get("cur_iter", "0")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if kind not in KINDS or (kind.startswith(("train", "val")) and epoch < 1):
         return None
     values = {key: number for key, value in stats.items() if (number := _number(key, value)) is not None}
-    return LogLine(kind, epoch, step, steps, values)
+    return LogLine(kind, epoch, epochs, step, steps, values)
 
 
 def _kind(stats: Mapping[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _number(key: str, value: object) -> float | None:
     if key in _PLACES or isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        number = float(value)
+        number = float(value.removesuffix("G") if key == "gpu_mem" and isinstance(value, str) else value)
     except (ValueError, OverflowError):
         return None
     if not math.isfinite(number):

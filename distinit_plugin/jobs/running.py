@@ -24,6 +24,7 @@ from distinit_plugin.jobs.keyframes import test_keyframes_in_session
 from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.preflight import check_job
 from distinit_plugin.jobs.proposals import test_proposals_in_session
+from distinit_plugin.jobs.recording import recorded
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.tensorboard import note_test
 from distinit_plugin.jobs.testing import test_in_session
@@ -82,8 +83,10 @@ def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console 
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)
-        with StopSignals() as stop:
+        with recorded(session) as recorder, StopSignals() as stop:
             training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
+            if training is not None:
+                recorder.trained(training)
             tests = cfg.TEST.ENABLE and _can_test(cfg)
             evaluation = test_in_session(session) if tests and not cfg.DETECTION.ENABLE else None
             finds = cfg.MODEL.MODEL_NAME == PERSON_RPN

@@ -32,7 +32,7 @@ def hardware_key(device: torch.device | str, dtype: torch.dtype) -> str:
         limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "no ISA limit")
         flags = " ".join(sorted(BF16_FLAGS & _cpu_flags())) or "no bf16"
         capability = torch.backends.cpu.get_cpu_capability()
-        name = f"{_cpu_name()}, {capability}, {flags}, {limit}, {torch.get_num_threads()} threads"
+        name = f"{cpu_name()}, {capability}, {flags}, {limit}, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
 
 
@@ -51,7 +51,8 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the system calls its processor."""
     for line in _cpu_lines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":

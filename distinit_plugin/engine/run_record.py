@@ -1,0 +1,121 @@
+"""What a run says of itself in ``OUTPUT_DIR/run.json``: its configuration, and each process that worked on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distinit_plugin.errors import UserError
+from distinit_plugin.files import read_json, why_unusable, write_json
+
+RECORD_FILE = "run.json"
+FORMAT = 1
+
+STATES = ("running", "done", "failed", "stopped")
+"""Of a process; one that was killed stays ``running``."""
+
+MAX_PARTS = 50
+"""Processes that are remembered, the last ones."""
+
+_MAX_BYTES = 16 * 1024**2
+
+
+@dataclass
+class RunPart:
+    """One process that worked on a run (a continued run has several).
+
+    Attributes:
+        started: ISO 8601, UTC.
+        ended: The same; empty while it runs, and when it was killed.
+        state: One of ``STATES``.
+        error: Why it failed or stopped.
+        environment: Versions and machine.
+        steps: Optimizer steps of the run that were done at its end.
+        trained_seconds: That it trained.
+        wait_share: Fraction of these spent waiting for data.
+    """
+
+    started: str
+    ended: str = ""
+    state: str = "running"
+    error: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    trained_seconds: float = 0.0
+    wait_share: float = 0.0
+
+
+@dataclass
+class RunRecord:
+    """A run.
+
+    Attributes:
+        files: YAML files that it was started with.
+        config: All keys, as YAML.
+        parts: Its processes, the first one first.
+    """
+
+    files: list[str]
+    config: str
+    parts: list[RunPart] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write it to the run's folder.
+
+        Raises:
+            UserError: That cannot be written.
+        """
+        parts = [asdict(part) for part in self.parts[-MAX_PARTS:]]
+        write_json(folder / RECORD_FILE, {"format": FORMAT, "files": self.files, "config": self.config, "parts": parts})
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """The record of a run's folder; ``None``: it has none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = read_json(path, _MAX_BYTES)
+        if values["format"] != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        parts = [_part(part) for part in _list(values["parts"], "parts")]
+        return RunRecord([str(name) for name in _list(values["files"], "files")], str(values["config"]), parts)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as the record of a run ({why_unusable(error)}).") from error
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"its {name} are no list")
+    return value
+
+
+def _part(values: Any) -> RunPart:
+    if not isinstance(values, Mapping) or not isinstance(values.get("environment"), Mapping):
+        raise ValueError("a part of it is no object")
+    state = str(values["state"])
+    if state not in STATES:
+        raise ValueError("a part of it has a state that does not exist")
+    return RunPart(
+        started=str(values["started"]),
+        ended=str(values["ended"]),
+        state=state,
+        error=str(values["error"]),
+        environment={str(name): str(value) for name, value in values["environment"].items()},
+        steps=int(_number(values["steps"])),
+        trained_seconds=_number(values["trained_seconds"]),
+        wait_share=_number(values["wait_share"]),
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError("a part of it has a number that is none")
+    return float(value)

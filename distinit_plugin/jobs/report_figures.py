@@ -1,0 +1,192 @@
+"""The pictures of a report: curves, classes, confusions, first filters."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import nn
+
+from distinit_plugin.analysis.confusion import draw_confusion
+from distinit_plugin.analysis.filters import draw_filters, filter_numbers, first_filters
+from distinit_plugin.analysis.page import Block, Picture, Text
+from distinit_plugin.analysis.per_class import compare_runs, draw_comparison, summary
+from distinit_plugin.analysis.report_runs import OWN_COLUMNS
+from distinit_plugin.analysis.run_facts import RunFacts
+from distinit_plugin.engine.curves import draw_curves
+from distinit_plugin.engine.ensemble import Scores, read_scores
+from distinit_plugin.engine.evaluate import confusion_of
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.ensembling import scores_file
+from distinit_plugin.jobs.trained import read_trained
+from distinit_plugin.jobs.visualize_networks import checkpoint_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES = 12
+"""Runs in one picture of curves."""
+MOST_CURVES = 12
+MOST_PAIRS = 6
+MOST_CONFUSIONS = 6
+MOST_FILTERS = 6
+FILTERS = 3
+"""Networks in one picture of filters."""
+
+_COLOURS = 128
+
+
+def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
+    """A figure as a small PNG: its colours are few."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    whole = Image.open(file).convert("RGB")
+    small = io.BytesIO()
+    whole.quantize(_COLOURS, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return Picture(name, small.getvalue(), whole.width, whole.height, alt, caption)
+
+
+def representatives(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Of runs that differ in their seed alone the first one."""
+    found: dict[object, RunFacts] = {}
+    for facts in runs:
+        settings = {key: value for key, value in facts.settings.items() if key not in OWN_COLUMNS}
+        found.setdefault(frozenset(settings.items()) or id(facts), facts)
+    return list(found.values())
+
+
+def curve_blocks(runs: Sequence[RunFacts]) -> list[Block]:
+    """Curves of runs, those of one network that learns from the same in one picture."""
+    groups: dict[tuple[str, str], list[RunFacts]] = {}
+    for facts in runs:
+        if facts.curves is not None:
+            groups.setdefault((facts.described.network, facts.described.teaching), []).append(facts)
+    parts = [
+        (names, own[start : start + CURVES]) for names, own in groups.items() for start in range(0, len(own), CURVES)
+    ]
+    blocks: list[Block] = []
+    for number, ((network, teaching), own) in enumerate(parts[:MOST_CURVES], start=1):
+        what = f"{network or 'unknown network'}{f' that learns from {teaching}' if teaching else ''}"
+        ends = [
+            f"{facts.name} ends at a loss of {facts.curves.train_loss[max(facts.curves.train_loss)]:.3g}"
+            for facts in own
+            if facts.curves is not None and facts.curves.train_loss
+        ]
+        figure = draw_curves({facts.name: facts.curves for facts in own if facts.curves is not None})
+        alt = f"Loss, accuracy where it is known, and learning rate over epochs. {'; '.join(ends)}."
+        blocks.append(
+            picture(f"curves_{number}", figure, alt, f"Curves of {len(own)} run{'s'[: len(own) > 1]}: {what}")
+        )
+    if len(parts) > MOST_CURVES:
+        left = sum(len(own) for _, own in parts[MOST_CURVES:])
+        blocks.append(Text(f"{left} runs more have curves: distinit visualize curves RUN… draws them.", "soft"))
+    return blocks
+
+
+# -------------------------------------------------------------------------------------------------------- classes
+def class_pictures(runs: Sequence[RunFacts], baseline: Path | None) -> list[Block]:
+    """Gains by class over one run of each network, and confusions; of runs that differ in their seed the first one.
+
+    Args:
+        runs: All.
+        baseline: Folder of the run that those of its network are compared with; ``None``: the first one.
+    """
+    blocks: list[Block] = []
+    tested = [(facts, scores) for facts in representatives(runs) if (scores := _scores(facts, blocks)) is not None]
+    pairs = list(_pairs(tested, baseline))
+    for number, (one, other) in enumerate(pairs[:MOST_PAIRS], start=1):
+        try:
+            found = compare_runs(one, other)
+        except UserError as error:
+            blocks.append(Text(f"{one.name} and {other.name} cannot be compared: {error}", "soft"))
+            continue
+        told = summary(found)
+        caption = f"Gain by class: {one.name} over {other.name}"
+        blocks.append(picture(f"per_class_{number}", draw_comparison(found), told, caption))
+    if len(pairs) > MOST_PAIRS:
+        blocks.append(
+            Text(f"{_more(len(pairs) - MOST_PAIRS, 'pair')}: distinit visualize per-class RUN OTHER.", "soft")
+        )
+    for number, (facts, scores) in enumerate(tested[:MOST_CONFUSIONS], start=1):
+        table = confusion_of(scores.labels, scores.values.argmax(axis=1), len(scores.class_names))
+        alt = f"Confusion matrix of {len(scores.class_names)} classes; the diagonal holds {int(table.trace())} of "
+        alt += f"{int(table.sum())} videos."
+        figure = draw_confusion(facts.name, table, scores.class_names)
+        blocks.append(picture(f"confusion_{number}", figure, alt, f"Confusions of {facts.name}"))
+    if len(tested) > MOST_CONFUSIONS:
+        blocks.append(Text(f"{_more(len(tested) - MOST_CONFUSIONS, 'run')}: distinit visualize confusion RUN.", "soft"))
+    return blocks
+
+
+def _more(count: int, what: str) -> str:
+    return f"{count} {what}{'s'[: count > 1]} more can be drawn"
+
+
+def _scores(facts: RunFacts, blocks: list[Block]) -> Scores | None:
+    path = scores_file(facts.folder)
+    if not path.is_file():
+        return None
+    try:
+        found = read_scores(path, "probs")
+    except UserError as error:
+        blocks.append(Text(str(error), "warn"))
+        return None
+    return Scores(facts.name, found.paths, found.labels, found.values, found.class_names)
+
+
+def _pairs(tested: list[tuple[RunFacts, Scores]], baseline: Path | None) -> Iterator[tuple[Scores, Scores]]:
+    """Each run with the one that it is compared with: of the same classes and network."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[RunFacts, Scores]]] = {}
+    for facts, scores in tested:
+        groups.setdefault((facts.described.network, tuple(scores.class_names)), []).append((facts, scores))
+    for own in groups.values():
+        named = [scores for facts, scores in own if baseline is not None and facts.folder == baseline]
+        base = named[0] if named else own[0][1]
+        yield from ((scores, base) for _, scores in own if scores is not base)
+
+
+# -------------------------------------------------------------------------------------------------------- filters
+def filter_blocks(runs: Sequence[RunFacts]) -> list[Block]:
+    """First filters of networks whose checkpoints are there; of runs that differ in their seed the first one."""
+    groups: dict[str, list[RunFacts]] = {}
+    able = [facts for facts in representatives(runs) if facts.settings and _has_checkpoint(facts)]
+    for facts in able[:MOST_FILTERS]:
+        groups.setdefault(facts.described.network, []).append(facts)
+    blocks: list[Block] = []
+    for network, own in groups.items():
+        for start in range(0, len(own), FILTERS):
+            blocks += _filters(f"filters_{len(blocks) + 1}", network, own[start : start + FILTERS])
+    if len(able) > MOST_FILTERS:
+        blocks.append(Text(f"{_more(len(able) - MOST_FILTERS, 'network')}: distinit visualize filters RUN….", "soft"))
+    return blocks
+
+
+def _has_checkpoint(facts: RunFacts) -> bool:
+    try:
+        checkpoint_of(str(facts.folder))
+    except UserError:
+        return False
+    return True
+
+
+def _filters(name: str, network: str, runs: Sequence[RunFacts]) -> list[Block]:
+    found, blocks = [], list[Block]()
+    for facts in runs:
+        try:
+            trained = read_trained(checkpoint_of(str(facts.folder)), boxes=True).network()
+            assert isinstance(trained, nn.Module)
+            found += first_filters(facts.name, trained, trained.view_specs("test"))
+        except UserError as error:
+            blocks.append(Text(f"The filters of {facts.name} cannot be drawn: {error}", "soft"))
+    if found:
+        shares = [
+            f"{layer['network']}, {layer['layer']}: mean share of temporal variance {layer['mean_share']:.3f}"
+            for layer in filter_numbers(found)["layers"]
+            if layer["mean_share"] is not None
+        ]
+        alt = f"First filters over time. {'; '.join(shares)}."
+        blocks.append(picture(name, draw_filters(found), alt, f"First filters of {network or 'networks'}"))
+    return blocks
