@@ -11,6 +11,8 @@ from typing import Any
 
 from distinit_plugin.engine.curves import RunCurves, read_curves
 from distinit_plugin.engine.logs import KINDS, LogLine, read_log
+from distinit_plugin.engine.meters import JSON_FILE
+from distinit_plugin.engine.progress import LOG_FILE
 from distinit_plugin.engine.run_record import RECORD_FILE, RunPart, RunRecord, read_record
 from distinit_plugin.errors import Problems, UserError
 from distinit_plugin.files import read_json, why_unusable

@@ -186,7 +186,7 @@ def _end(worker: _Worker[Any]) -> None:
     worker.process.join()
 
 
-def _name_exit(code: int | None, what: str) -> str:
+def _name_exit(code: int | None) -> str:
     if code is not None and code < 0:
         try:
             return f"crashed ({signal.Signals(-code).name})"

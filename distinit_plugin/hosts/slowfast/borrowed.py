@@ -7,7 +7,7 @@ that a state dictionary is the one that PySlowFast saves and loads.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ class BorrowedNetwork(VideoNetwork):
         adopt_convolutions(model)
         self._classifies = classifies
         self.projection.requires_grad_(classifies)  # else nothing would train it
-        names = getattr(model, "no_weight_decay", tuple)()
+        names: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
         self.names_without_decay = tuple(names)
 
     @property
