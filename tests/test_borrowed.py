@@ -413,7 +413,7 @@ def test_its_logs_are_read_by_the_same_reader(tmp_path):
     assert kinds == ["train_iter", "train_epoch", "val_epoch", "test_iter", "test_final"]
     first = logs.read_log(tmp_path)[0]
     assert (first.epoch, first.step, first.steps) == (1, 1, 2)
-    assert first.values == {"dt": 0.5, "loss": 2.5, "lr": 0.01, "top1_err": 50.0}
+    assert first.values == {"dt": 0.5, "gpu_mem": 0.0, "loss": 2.5, "lr": 0.01, "top1_err": 50.0}
     assert logs.final_test(tmp_path) == {"top1_acc": 20.0, "top5_acc": 60.0}
     curves = read_curves(tmp_path)
     assert (curves.train_loss, curves.val_top1, curves.lr) == ({0.5: 2.5}, {1.0: 25.0}, {0.5: 0.01, 1.0: 0.005})

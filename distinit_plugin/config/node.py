@@ -117,12 +117,12 @@ def _refuse_unsafe(allow_unsafe: bool) -> None:
 
 
 def join(values: Mapping[str, Any], joined: dict[str, Any]) -> None:
-    """Put ``values`` over ``joined``, mapping by mapping."""
+    """Put ``values`` over ``joined``, mapping by mapping; ``values`` stay as they are."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(joined.get(key), dict):
             join(value, joined[key])
         else:
-            joined[key] = value
+            joined[key] = copy.deepcopy(value)
 
 
 class Merger:
