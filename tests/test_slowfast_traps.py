@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from iopath.common.file_io import PathManager
 
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast import traps
+from distinit_plugin.hosts.slowfast.checkpoints import WholeFiles
 from distinit_plugin.hosts.slowfast.schema import default_root
 from distinit_plugin.hosts.slowfast.settling import settle
 
@@ -100,6 +102,17 @@ def test_a_newest_checkpoint_that_is_cut_off_is_refused(cfg, tmp_path):
     newest.unlink()
     cfg.TRAIN.AUTO_RESUME = True
     assert refused(cfg) == []  # the one before is whole
+
+
+def test_what_a_killed_job_left_is_no_checkpoint(cfg, tmp_path):
+    folder = folder_of(cfg, tmp_path)
+    whole = write_checkpoint(folder / "checkpoint_epoch_00001.pyth")
+    cut(write_checkpoint(folder / "checkpoint_epoch_00002.pyth")).rename(folder / "checkpoint_epoch_00002.pyth.tmp")
+    assert refused(cfg) == []
+    manager = WholeFiles(PathManager())
+    assert manager.ls(str(folder)) == [whole.name]
+    assert manager.exists(str(whole))
+    assert sorted(PathManager().ls(str(folder)))[-1].endswith(".tmp")  # which PySlowFast would take
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])

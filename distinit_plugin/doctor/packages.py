@@ -111,7 +111,7 @@ def look_at_python() -> list[Finding]:
 def look_at_package(name: str) -> list[Finding]:
     """One of ``PACKAGES``, imported for real."""
     package = PACKAGES[name]
-    demand = demands().get(name, Demand("", "" if not package.purpose else "all"))
+    demand = demands().get(name, Demand("", ""))
     what = f"pip install '{DISTRIBUTION}[{demand.extra}]'" if demand.extra else f"pip install '{name}{demand.versions}'"
     if importlib.util.find_spec(package.module) is None:
         if not package.purpose:

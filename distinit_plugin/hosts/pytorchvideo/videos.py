@@ -1,7 +1,7 @@
 """Videos of PyTorchVideo's datasets, read by this package's reader.
 
 Its own reader leaves FFmpeg's threads running in videos that are not yet closed; a worker that is forked then waits for
-them for ever. This one has no threads, decodes what a clip needs, and says why a file cannot be read.
+them for ever, or crashes. This one has no threads, decodes what a clip needs, and says why a file cannot be read.
 """
 
 from __future__ import annotations

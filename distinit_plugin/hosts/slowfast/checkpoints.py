@@ -20,6 +20,7 @@ from distinit_plugin.errors import WeightsError, naming
 from distinit_plugin.hosts.slowfast.distillation import HEADS, Heads, current, heads_of
 from distinit_plugin.hosts.slowfast.networks import Hosted
 from distinit_plugin.hosts.slowfast.settling import LOSS
+from distinit_plugin.hosts.slowfast.traps import TEMPORARY
 from distinit_plugin.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -233,12 +234,31 @@ def with_position(theirs: Callable[[float, Any], float]) -> Callable[[float, Any
     return get_epoch_lr
 
 
+class WholeFiles:
+    """PySlowFast's path manager, which does not list what a killed process left of a file.
+
+    The newest name in a folder of checkpoints would otherwise be such a one, and be loaded.
+    """
+
+    def __init__(self, theirs: Any) -> None:
+        """In place of ``theirs``."""
+        self._theirs = theirs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._theirs, name)
+
+    def ls(self, path: str, **options: Any) -> list[str]:
+        """Names of whole files."""
+        return [name for name in self._theirs.ls(path, **options) if not name.endswith(TEMPORARY)]
+
+
 def replace_functions() -> None:
     """Put all of these in place of PySlowFast's."""
     from slowfast.models import optimizer
     from slowfast.utils import checkpoint
 
     module: Any = checkpoint
+    module.pathmgr = WholeFiles(checkpoint.pathmgr)
     module.save_checkpoint = save_checkpoint
     module.load_checkpoint = with_heads(checkpoint.load_checkpoint)
     optimizer.construct_optimizer = with_head_groups(optimizer.construct_optimizer)

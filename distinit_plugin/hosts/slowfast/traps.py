@@ -19,6 +19,9 @@ from distinit_plugin.hosts.slowfast.defects import sync_norm_fails
 CLASSIFIER = re.compile(r"(head\.projection|roi_head\.projection|blocks\.\d+\.proj|fc)\.weight")
 """Keys of last layers: of PySlowFast's own networks, of its PTV ones without ``model.``, of this package's."""
 
+TEMPORARY = ".tmp"
+"""Ending of files that ``distinit slowfast`` has not written to their end; it does not take them for checkpoints."""
+
 CLASSES_OF_TOP_5 = 5
 """Below this many classes PySlowFast's top-5 has nothing to choose from."""
 
@@ -114,7 +117,7 @@ class _Checkpoints:
     def __init__(self, cfg: Any) -> None:
         folder = Path(cfg.OUTPUT_DIR) / "checkpoints"
         try:
-            found = sorted(path.name for path in folder.iterdir())
+            found = sorted(path.name for path in folder.iterdir() if path.suffix != TEMPORARY)
         except OSError:
             found = []
         self.folder = folder
