@@ -41,7 +41,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "wbr"):
             self._open.append(tag)
         if tag == "table":
             self._rows, self._caption = [], ""
@@ -216,7 +216,12 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     name = "DistInit/table2_random_finetune"
     (published,) = rows_of(name)
     folder = tmp_path / "run"
-    write_run(folder, top1=0.5, config=shipped(name, "DATA.NUM_FRAMES", "4", "RNG_SEED", "3"), files=(f"/somewhere/configs/{name}.yaml",))
+    write_run(
+        folder,
+        top1=0.5,
+        config=shipped(name, "DATA.NUM_FRAMES", "4", "RNG_SEED", "3"),
+        files=(f"/somewhere/configs/{name}.yaml",),
+    )
     rows = {row["measure"]: row for row in page_of(folder, folder=tmp_path).table("Against published numbers")}
     assert rows["top-1"]["published, %"] == f"{published.values['top1']:.1f}"
     assert rows["top-1"]["here, %"] == "50.0"
