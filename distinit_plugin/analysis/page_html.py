@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import re
 from importlib import resources
 
 from distinit_plugin.analysis.page import (
@@ -28,6 +29,15 @@ from distinit_plugin.analysis.page import (
 )
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_JOINTS = re.compile(r"([_/](?=[^_/])|(?<=[A-Z])\.(?=[A-Z]))")
+_LONG = re.compile(r"[^\s_/]{29}")
+"""A word that is broken anywhere, so that it widens no column."""
+
+_TALL = 24
+"""Rows from which on a table scrolls in its box."""
+_WIDE = 22
+"""Letters from which on a head or a cell has several lines, of which none is too short."""
 
 
 def html_page(page: Page) -> str:
@@ -66,6 +76,11 @@ _attribute = _text
 """The same characters are all that a quoted attribute needs."""
 
 
+def _words(text: str) -> str:
+    """Text whose names may be broken at their joints."""
+    return _JOINTS.sub(r"\1<wbr>", _text(text))
+
+
 def _section(section: Section) -> str:
     heading = f"{section.anchor}-title"
     return (
@@ -99,28 +114,38 @@ def _class(*names: str) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = "".join(
-        f'<th scope="col"{_class("n" if column.numeric else "")}>{_text(column.name)}</th>' for column in table.columns
-    )
+    heads = "".join(map(_head, table.columns))
     rows = "".join(
         f"<tr>{''.join(_cell(cell, column, not place) for place, (cell, column) in enumerate(pairs))}</tr>\n"
         for pairs in (zip(row, table.columns, strict=True) for row in table.rows)
     )
     title = _text(table.title)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{_attribute(table.title)}">\n<table>\n'
+        f'<div{_class("scroll", "tall" if len(table.rows) > _TALL else "")} role="region" tabindex="0" '
+        f'aria-label="{_attribute(table.title)}">\n<table>\n'
         f"<caption><span>{title}</span></caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
         "</table>\n</div>\n"
     )
 
 
+def _head(column: Column) -> str:
+    classes = _class("n" if column.numeric else "", "wrap" if len(column.name) > _WIDE else "")
+    return f'<th scope="col"{classes}>{_words(column.name)}</th>'
+
+
+def _long(text: str) -> str:
+    return "long" if _LONG.search(text) else "text" if len(text) > _WIDE else ""
+
+
 def _cell(cell: Cell, column: Column, is_first: bool) -> str:
-    classes = _class("n" if column.numeric else "", cell.tone, "bar" if cell.share is not None else "")
+    classes = _class(
+        "n" if column.numeric else "", cell.tone, "bar" if cell.share is not None else "", _long(cell.text)
+    )
     value = f' data-value="{cell.value!r}"' if cell.value is not None else ""
     share = f' style="--share:{min(max(cell.share, 0.0), 1.0):.4f}"' if cell.share is not None else ""
     if is_first:
-        return f'<th scope="row"{classes}{value}>{_text(cell.text)}</th>'
-    return f"<td{classes}{value}{share}>{_text(cell.text)}</td>"
+        return f'<th scope="row"{classes}{value}>{_words(cell.text)}</th>'
+    return f"<td{classes}{value}{share}>{_words(cell.text)}</td>"
 
 
 def _picture(picture: Picture) -> str:

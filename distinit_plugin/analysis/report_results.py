@@ -77,7 +77,7 @@ def _tiles(runs: Sequence[RunFacts]) -> list[Tile]:
     states = Counter(facts.state for facts in runs)
     tiles = [Tile("runs", str(len(runs)), ", ".join(f"{count} {state}" for state, count in states.items()))]
     for measure in _LEADING:
-        tested = [facts for facts in runs if measure in facts.metrics]
+        tested = _comparable([facts for facts in runs if measure in facts.metrics])
         if tested:
             best = max(tested, key=lambda facts: facts.metrics[measure])
             value = f"{100 * best.metrics[measure]:.1f} %"
@@ -92,6 +92,12 @@ def _tiles(runs: Sequence[RunFacts]) -> list[Tile]:
     bad = {path for facts in runs for path in facts.bad}
     tiles.append(Tile("bad videos", str(len(bad))))
     return tiles
+
+
+def _comparable(tested: Sequence[RunFacts]) -> list[RunFacts]:
+    """Those that were tested on the classes that most were tested on."""
+    classes = Counter(tuple(facts.per_class) for facts in tested)
+    return [facts for facts in tested if tuple(facts.per_class) == classes.most_common(1)[0][0]]
 
 
 # ---------------------------------------------------------------------------------------------- published numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -66,18 +67,38 @@ def _began(facts: RunFacts) -> str:
 
 def _differences(runs: Sequence[RunFacts]) -> list[Block]:
     known = [facts for facts in runs if facts.settings]
-    keys = dict.fromkeys(key for facts in known for key in facts.settings if key not in OWN_COLUMNS)
-    differing = sorted(key for key in keys if len({facts.settings.get(key) for facts in known}) > 1)
     if len(known) < 2:
         return []
-    if not differing:
+    found = _differing([facts.settings for facts in known])
+    if not found:
         return [Text("All configurations are the same, but for seeds and folders.", "soft")]
-    shown = differing[:MOST_KEYS]
-    cells = {facts.name: [text_cell(facts.settings.get(key, "")) for key in shown] for facts in known}
+    shown = list(found)[:MOST_KEYS]
+    cells = {facts.name: [text_cell(found[key][place]) for key in shown] for place, facts in enumerate(known)}
     blocks: list[Block] = [_table("What differs between the configurations", "key", shown, cells)]
-    if len(differing) > len(shown):
-        blocks.append(Text(f"{len(differing) - len(shown)} more keys differ; they are in the whole configurations."))
+    if len(found) > len(shown):
+        blocks.append(Text(f"{len(found) - len(shown)} more keys differ; they are in the whole configurations."))
     return blocks
+
+
+def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Key → value in each run, of keys that differ, those that all runs have first; an entry that some lack is one."""
+    keys = dict.fromkeys(key for own in settings for key in own if key not in OWN_COLUMNS)
+    absent = {key for key in keys if any(key not in own for own in settings)}
+    entries = {name for name, count in Counter(key.rpartition(".")[0] for key in absent).items() if name and count > 1}
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        entry = next((name for name in _parents(key) if name in entries), "") if key in absent else ""
+        if entry:
+            found.setdefault(entry, ["there" if key in own else "" for own in settings])
+        if len({own.get(key) for own in settings if key in own or not entry}) > 1:
+            found[key] = [own.get(key, "") for own in settings]
+    return dict(sorted(found.items(), key=lambda item: (item[1].count(""), item[0])))
+
+
+def _parents(key: str) -> list[str]:
+    """``A``, ``A.B`` of ``A.B.C``."""
+    parts = key.split(".")[:-1]
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _table(
@@ -186,10 +207,13 @@ def class_blocks(runs: Sequence[RunFacts]) -> list[Block]:
     for facts in tested:
         groups.setdefault(tuple(facts.per_class), []).append(facts)
     blocks: list[Block] = []
-    for number, (names, own) in enumerate(groups.items(), start=1):
+    titles: set[str] = set()
+    for names, own in groups.items():
         shown = own[:BESIDE]
         what = "Average precision" if "map" in shown[0].metrics else "Accuracy"
-        title = f"{what} of each class, %" + (f" ({number})" if len(groups) > 1 else "")
+        title = f"{what} of each class, %" if len(groups) == 1 else f"{what} of each of {len(names)} classes, %"
+        title += f" ({len(titles) + 1})" if title in titles else ""
+        titles.add(title)
         cells = {facts.name: [percent_cell(facts.per_class[name]) for name in names[:MOST_CLASSES]] for facts in shown}
         blocks.append(_table(title, "class", names[:MOST_CLASSES], cells, numeric=True))
         if len(own) > len(shown):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 
@@ -19,7 +21,7 @@ from distinit_plugin.analysis.study_table import Study, read_study, study_rows
 from distinit_plugin.engine import checkpoint
 from distinit_plugin.errors import Problems, UserError
 from distinit_plugin.files import write_file, write_text
-from distinit_plugin.jobs.report_figures import class_pictures, curve_blocks, filter_blocks
+from distinit_plugin.jobs.report_figures import class_pictures, curve_blocks, filter_blocks, representatives
 from distinit_plugin.jobs.report_settings import changes_in, read_settings
 from distinit_plugin.jobs.session import BAD_VIDEOS_FILE
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
@@ -64,12 +66,15 @@ def report(
     if markdown:
         folder = output.with_name(f"{output.stem}_files")
         for picture in pictures_of(page):
-            contents = picture.png
-            write_file(folder / f"{picture.name}.png", lambda file, contents=contents: file.write(contents))
+            write_file(folder / f"{picture.name}.png", partial(_put, picture.png))
         path = output.with_suffix(".md")
         write_text(path, markdown_page(page, folder.name))
         console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
     return output
+
+
+def _put(contents: bytes, file: BinaryIO) -> None:
+    file.write(contents)
 
 
 def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") -> Page:
@@ -82,21 +87,23 @@ def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") 
         sections.append(study_section(study, study_rows(study, results)))
         if study.baseline is not None:
             baseline = next(iter(study.rows[study.baseline].values()), None)
-    classes = [*class_blocks(facts), *class_pictures(facts, baseline)]
+    drawn = representatives(facts, study)
+    classes = [*class_blocks(facts), *class_pictures(drawn, baseline)]
     sections += [
         published_section(facts, changes),
         Section("curves", "Curves", curve_blocks(facts)),
         Section("classes", "Classes", classes),
-        Section("filters", "First filters", filter_blocks(facts)),
+        Section("filters", "First filters", filter_blocks(drawn)),
         timings_section(facts),
         bad_section(facts),
         runs_section(facts),
     ]
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     many = f"{len(facts)} run{'s'[: len(facts) > 1]}"
+    own = title or (study.name if study is not None else facts[0].name if len(facts) == 1 else "")
     return Page(
-        title=title or (study.name if study is not None else facts[0].name if len(facts) == 1 else f"Report of {many}"),
-        subtitle=f"{many}, {made}",
+        title=own or f"Report of {many}",
+        subtitle=f"{many}, report of {made}" if own else made,
         sections=sections,
         footer=f"distinit-plugin {__version__}. Accuracies are in percent; click a column's head to sort by it.",
     )

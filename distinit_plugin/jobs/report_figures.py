@@ -16,6 +16,7 @@ from distinit_plugin.analysis.page import Block, Picture, Text
 from distinit_plugin.analysis.per_class import compare_runs, draw_comparison, summary
 from distinit_plugin.analysis.report_runs import OWN_COLUMNS
 from distinit_plugin.analysis.run_facts import RunFacts
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.engine.curves import draw_curves
 from distinit_plugin.engine.ensemble import Scores, read_scores
 from distinit_plugin.engine.evaluate import confusion_of
@@ -49,10 +50,15 @@ def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     return Picture(name, small.getvalue(), whole.width, whole.height, alt, caption)
 
 
-def representatives(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Of runs that differ in their seed alone the first one."""
+def representatives(runs: Sequence[RunFacts], study: Study | None) -> list[RunFacts]:
+    """The runs that are drawn: of each row of a study, and of others that differ in their seed alone, the first one."""
+    row_of = {folder: name for name, row in study.rows.items() for folder in row.values()} if study is not None else {}
     found: dict[object, RunFacts] = {}
     for facts in runs:
+        if facts.folder in row_of:
+            if facts.settings:
+                found.setdefault(row_of[facts.folder], facts)
+            continue
         settings = {key: value for key, value in facts.settings.items() if key not in OWN_COLUMNS}
         found.setdefault(frozenset(settings.items()) or id(facts), facts)
     return list(found.values())
@@ -88,14 +94,14 @@ def curve_blocks(runs: Sequence[RunFacts]) -> list[Block]:
 
 # -------------------------------------------------------------------------------------------------------- classes
 def class_pictures(runs: Sequence[RunFacts], baseline: Path | None) -> list[Block]:
-    """Gains by class over one run of each network, and confusions; of runs that differ in their seed the first one.
+    """Gains by class over one run of each network, and confusions.
 
     Args:
-        runs: All.
+        runs: See ``representatives``.
         baseline: Folder of the run that those of its network are compared with; ``None``: the first one.
     """
     blocks: list[Block] = []
-    tested = [(facts, scores) for facts in representatives(runs) if (scores := _scores(facts, blocks)) is not None]
+    tested = [(facts, scores) for facts in runs if (scores := _scores(facts, blocks)) is not None]
     pairs = list(_pairs(tested, baseline))
     for number, (one, other) in enumerate(pairs[:MOST_PAIRS], start=1):
         try:
@@ -150,9 +156,9 @@ def _pairs(tested: list[tuple[RunFacts, Scores]], baseline: Path | None) -> Iter
 
 # -------------------------------------------------------------------------------------------------------- filters
 def filter_blocks(runs: Sequence[RunFacts]) -> list[Block]:
-    """First filters of networks whose checkpoints are there; of runs that differ in their seed the first one."""
+    """First filters of networks whose checkpoints are there; ``runs``: see ``representatives``."""
     groups: dict[str, list[RunFacts]] = {}
-    able = [facts for facts in representatives(runs) if facts.settings and _has_checkpoint(facts)]
+    able = [facts for facts in runs if facts.settings and _has_checkpoint(facts)]
     for facts in able[:MOST_FILTERS]:
         groups.setdefault(facts.described.network, []).append(facts)
     blocks: list[Block] = []
@@ -160,7 +166,7 @@ def filter_blocks(runs: Sequence[RunFacts]) -> list[Block]:
         for start in range(0, len(own), FILTERS):
             blocks += _filters(f"filters_{len(blocks) + 1}", network, own[start : start + FILTERS])
     if len(able) > MOST_FILTERS:
-        blocks.append(Text(f"{_more(len(able) - MOST_FILTERS, 'network')}: distinit visualize filters RUN….", "soft"))
+        blocks.append(Text(f"{_more(len(able) - MOST_FILTERS, 'network')}: distinit visualize filters RUN…", "soft"))
     return blocks
 
 

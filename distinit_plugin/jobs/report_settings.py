@@ -84,13 +84,14 @@ def describe(values: Mapping[str, Any], files: list[str]) -> Described:
         files: YAML files that the run was started with, as far as they are known.
     """
     output = _at(values, "OUTPUT_DIR")
+    guess = config_name(output) if isinstance(output, str) else ""  # the shipped files' folders have their names
     return Described(
         network=_word(_at(values, "MODEL", "MODEL_NAME")),
         start=_start(values),
         teaching=" and ".join([*(["labels"] if _labels(values) else []), *_teachers(values)]),
         corpus=_corpora(values),
         seed=_word(_at(values, "RNG_SEED")),
-        config=config_name(files[-1]) if files else config_name(output) if isinstance(output, str) else "",
+        config=config_name(files[-1]) if files else guess if rows_of(guess) else "",
         step_clips=_step_clips(values),
     )
 

@@ -62,8 +62,10 @@
       var numeric = head.classList.contains("n");
       var button = document.createElement("button");
       button.type = "button";
-      button.textContent = head.textContent;
-      head.textContent = "";
+      var name = head.textContent;
+      var label = document.createElement("span");
+      while (head.firstChild) { label.appendChild(head.firstChild); }
+      button.appendChild(label);
       head.appendChild(button);
       button.addEventListener("click", function () {
         var before = head.getAttribute("aria-sort");
@@ -71,7 +73,7 @@
         heads.forEach(function (other) { other.removeAttribute("aria-sort"); });
         head.setAttribute("aria-sort", descending ? "descending" : "ascending");
         sort(table, column, numeric, descending);
-        told.textContent = "Sorted by " + button.textContent + (descending ? ", descending" : ", ascending");
+        told.textContent = "Sorted by " + name + (descending ? ", descending" : ", ascending");
       });
     });
   }
@@ -81,7 +83,7 @@
     var boxes = Array.from(document.querySelectorAll(".scroll, pre"));
     function look() {
       boxes.forEach(function (box) {
-        if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; } else { box.removeAttribute("tabindex"); }
+        if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) { box.tabIndex = 0; } else { box.removeAttribute("tabindex"); }
       });
     }
     look();
