@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -113,6 +114,27 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch, tmp_path):
     found = machine._no_gpu("13.2")
     assert found.state == "broken"
     assert "driver" in found.advice
+
+
+def test_gpus_must_compute(monkeypatch):
+    facts = SimpleNamespace(name="Tiny", total_memory=2**33, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(machine, "look_at_convolutions", lambda device: Finding(device, "works"))
+    compute = machine._compute
+    monkeypatch.setattr(machine, "_compute", lambda device: compute("cpu"))
+    found = machine.look_at_gpus()
+    assert states(found) == {"GPU 0": "works", "cuda": "works", "GPU 1": "works"}
+    assert found[0].text == "Tiny, 8 GiB, compute capability 9.0, bf16"
+
+    def no_kernel(device):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(machine, "_compute", no_kernel)
+    assert states(machine.look_at_gpus()) == {"GPU 0": "broken", "GPU 1": "broken"}
+    assert "NCCL" in states(machine.look_at_processes())
 
 
 def test_little_room_is_told(monkeypatch, tmp_path):
@@ -240,6 +262,35 @@ def test_meta_that_cannot_go_to_a_gpu():
     good = (torch.zeros(1), np.zeros(2), [[0, 902]], [torch.zeros(1)])
     assert [configuration._is_tensors(value) for value in good] == [True] * 4
     assert [configuration._is_tensors(value) for value in ("a.mp4", ["a.mp4"], {"a": 1}, None)] == [False] * 4
+
+
+class Strange:
+    """A dataset that somebody registered in PySlowFast."""
+
+    meta: ClassVar[dict] = {}
+
+    def __init__(self, cfg, split):
+        pass
+
+    def __getitem__(self, index):
+        return [], 0, index, torch.zeros(1), self.meta
+
+
+def test_datasets_of_others_are_asked_for_their_meta(theirs, monkeypatch):
+    for name in ("slowfast", "slowfast.models", "slowfast.datasets"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    registry = ModuleType("slowfast.datasets.build")
+    registry.DATASET_REGISTRY = {"Strange": Strange}
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    cfg = configuration._host_cfg([theirs], ["TRAIN.DATASET", "strange", "NUM_GPUS", "1"])
+    Strange.meta = {"boxes": torch.zeros(1)}
+    assert configuration._meta_problems(cfg) == []
+    Strange.meta = {"boxes": torch.zeros(1), "path": "a.mp4"}
+    (found,) = configuration._meta_problems(cfg)
+    assert (found.name, found.state) == ("TRAIN.DATASET", "broken")
+    assert "meta has path, which cannot go to a GPU" in found.text
+    cfg.NUM_GPUS = 0
+    assert configuration._meta_problems(cfg) == []
 
 
 # ---------------------------------------------------------------------------------------------- the report
