@@ -255,7 +255,10 @@ def test_the_program_follows_from_the_network(theirs, videos, tmp_path):
     assert states(configuration.look_at_configuration("", [str(own)], [])) == {"distinit run": "works"}
     broken = configuration.look_at_configuration("", [str(own)], ["CORPUS.TRAIN.VIDEOS.PATH", "/nowhere"])
     assert [finding.state for finding in broken] == ["broken"]
-    assert configuration.look_at_configuration("slowfast", [str(own)], [])[-1].name == "distinit slowfast"
+    there = configuration.look_at_configuration("slowfast", [str(own)], ["NUM_GPUS", "0"])
+    assert (there[-1].name, there[-1].state) == ("distinit slowfast", "works")
+    elsewhere = configuration.look_at_configuration("slowfast", [str(own)], ["CORPUS.TRAIN.VIDEOS.PATH", "/nowhere"])
+    assert "CORPUS.TRAIN.VIDEOS.PATH" in {found.name for found in elsewhere if found.state == "broken"}
 
 
 def test_meta_that_cannot_go_to_a_gpu():
@@ -282,15 +285,17 @@ def test_datasets_of_others_are_asked_for_their_meta(theirs, monkeypatch):
     registry = ModuleType("slowfast.datasets.build")
     registry.DATASET_REGISTRY = {"Strange": Strange}
     monkeypatch.setitem(sys.modules, registry.__name__, registry)
-    cfg = configuration._host_cfg([theirs], ["TRAIN.DATASET", "strange", "NUM_GPUS", "1"])
+    cfg = configuration._host_cfg([theirs], ["TRAIN.DATASET", "strange", "NUM_GPUS", "1", "TEST.ENABLE", "False"])
     Strange.meta = {"boxes": torch.zeros(1)}
-    assert configuration._meta_problems(cfg) == []
+    assert configuration._their_data(cfg) == []
     Strange.meta = {"boxes": torch.zeros(1), "path": "a.mp4"}
-    (found,) = configuration._meta_problems(cfg)
+    (found,) = configuration._their_data(cfg)
     assert (found.name, found.state) == ("TRAIN.DATASET", "broken")
     assert "meta has path, which cannot go to a GPU" in found.text
     cfg.NUM_GPUS = 0
-    assert configuration._meta_problems(cfg) == []
+    assert configuration._their_data(cfg) == []
+    cfg.TEST.ENABLE = True  # of kinetics, which this registry lacks
+    assert [(found.name, found.state) for found in configuration._their_data(cfg)] == [("TEST.DATASET", "broken")]
 
 
 # ---------------------------------------------------------------------------------------------- the report
@@ -389,5 +394,6 @@ def test_with_pyslowfast_its_parts_work_and_its_traps_are_told(tmp_path):
     assert {f"patch {patch.name}" for patch in boot.PATCHES} <= named.keys()
     assert {"its run_net", "DATA.DECODING_BACKEND pyav", "DATA.DECODING_BACKEND torchvision"} <= named.keys()
     broken = [finding.name for finding in job.findings if finding.state == "broken"]
-    assert broken == ["TRAIN.CHECKPOINT_FILE_PATH"]
+    assert broken == ["TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.DATASET", "TRAIN.DATASET", "TEST.DATASET"]
+    assert "train.csv dir not found" in job.findings[-3].text
     assert states(job.findings)["MODEL.NUM_CLASSES"] == "works"

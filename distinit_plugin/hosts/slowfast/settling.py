@@ -33,6 +33,11 @@ def has_terms(cfg: CfgNode) -> bool:
     return cfg.ACTION.LOSS_WEIGHT > 0 or any(entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values())
 
 
+def reads_corpora(cfg: CfgNode) -> bool:
+    """Whether videos come from CORPUS and the teachers' views with them; else they are PySlowFast's datasets."""
+    return has_terms(cfg) or any(cfg.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+
+
 def can_classify(cfg: CfgNode, split: Any) -> bool:
     """Whether there are videos for a use, and a classifier that something trains."""
     return (not has_terms(cfg) or build.needs_own_logits(cfg)) and build.has_corpus(cfg, split)
@@ -45,7 +50,7 @@ def settle(cfg: Any) -> None:
         ConfigError: Everything in it that cannot be done there, one sentence each.
     """
     own = own_cfg(cfg)
-    own_corpora = has_terms(own) or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+    own_corpora = reads_corpora(own)
     problems = [*traps(cfg)]
     if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
         problems += [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in OWN_NODES]
