@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -113,6 +114,27 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch, tmp_path):
     found = machine._no_gpu("13.2")
     assert found.state == "broken"
     assert "driver" in found.advice
+
+
+def test_gpus_must_compute(monkeypatch):
+    facts = SimpleNamespace(name="Tiny", total_memory=2**33, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(machine, "look_at_convolutions", lambda device: Finding(device, "works"))
+    compute = machine._compute
+    monkeypatch.setattr(machine, "_compute", lambda device: compute("cpu"))
+    found = machine.look_at_gpus()
+    assert states(found) == {"GPU 0": "works", "cuda": "works", "GPU 1": "works"}
+    assert found[0].text == "Tiny, 8 GiB, compute capability 9.0, bf16"
+
+    def no_kernel(device):
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(machine, "_compute", no_kernel)
+    assert states(machine.look_at_gpus()) == {"GPU 0": "broken", "GPU 1": "broken"}
+    assert "NCCL" in states(machine.look_at_processes())
 
 
 def test_little_room_is_told(monkeypatch, tmp_path):
@@ -233,13 +255,47 @@ def test_the_program_follows_from_the_network(theirs, videos, tmp_path):
     assert states(configuration.look_at_configuration("", [str(own)], [])) == {"distinit run": "works"}
     broken = configuration.look_at_configuration("", [str(own)], ["CORPUS.TRAIN.VIDEOS.PATH", "/nowhere"])
     assert [finding.state for finding in broken] == ["broken"]
-    assert configuration.look_at_configuration("slowfast", [str(own)], [])[-1].name == "distinit slowfast"
+    there = configuration.look_at_configuration("slowfast", [str(own)], ["NUM_GPUS", "0"])
+    assert (there[-1].name, there[-1].state) == ("distinit slowfast", "works")
+    elsewhere = configuration.look_at_configuration("slowfast", [str(own)], ["CORPUS.TRAIN.VIDEOS.PATH", "/nowhere"])
+    assert "CORPUS.TRAIN.VIDEOS.PATH" in {found.name for found in elsewhere if found.state == "broken"}
 
 
 def test_meta_that_cannot_go_to_a_gpu():
     good = (torch.zeros(1), np.zeros(2), [[0, 902]], [torch.zeros(1)])
     assert [configuration._is_tensors(value) for value in good] == [True] * 4
     assert [configuration._is_tensors(value) for value in ("a.mp4", ["a.mp4"], {"a": 1}, None)] == [False] * 4
+
+
+class Strange:
+    """A dataset that somebody registered in PySlowFast."""
+
+    meta: ClassVar[dict] = {}
+
+    def __init__(self, cfg, split):
+        pass
+
+    def __getitem__(self, index):
+        return [], 0, index, torch.zeros(1), self.meta
+
+
+def test_datasets_of_others_are_asked_for_their_meta(theirs, monkeypatch):
+    for name in ("slowfast", "slowfast.models", "slowfast.datasets"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    registry = ModuleType("slowfast.datasets.build")
+    registry.DATASET_REGISTRY = {"Strange": Strange}
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    cfg = configuration._host_cfg([theirs], ["TRAIN.DATASET", "strange", "NUM_GPUS", "1", "TEST.ENABLE", "False"])
+    Strange.meta = {"boxes": torch.zeros(1)}
+    assert configuration._their_data(cfg) == []
+    Strange.meta = {"boxes": torch.zeros(1), "path": "a.mp4"}
+    (found,) = configuration._their_data(cfg)
+    assert (found.name, found.state) == ("TRAIN.DATASET", "broken")
+    assert "meta has path, which cannot go to a GPU" in found.text
+    cfg.NUM_GPUS = 0
+    assert configuration._their_data(cfg) == []
+    cfg.TEST.ENABLE = True  # of kinetics, which this registry lacks
+    assert [(found.name, found.state) for found in configuration._their_data(cfg)] == [("TEST.DATASET", "broken")]
 
 
 # ---------------------------------------------------------------------------------------------- the report
@@ -338,5 +394,6 @@ def test_with_pyslowfast_its_parts_work_and_its_traps_are_told(tmp_path):
     assert {f"patch {patch.name}" for patch in boot.PATCHES} <= named.keys()
     assert {"its run_net", "DATA.DECODING_BACKEND pyav", "DATA.DECODING_BACKEND torchvision"} <= named.keys()
     broken = [finding.name for finding in job.findings if finding.state == "broken"]
-    assert broken == ["TRAIN.CHECKPOINT_FILE_PATH"]
+    assert broken == ["TRAIN.CHECKPOINT_FILE_PATH", "TRAIN.DATASET", "TRAIN.DATASET", "TEST.DATASET"]
+    assert "train.csv dir not found" in job.findings[-3].text
     assert states(job.findings)["MODEL.NUM_CLASSES"] == "works"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distinit_plugin.doctor.findings import Finding, State
+from distinit_plugin.doctor.findings import Finding, State, first_line
 from distinit_plugin.doctor.machine import look_at_places
 from distinit_plugin.errors import ConfigError, UserError
 
@@ -91,7 +91,8 @@ def _host_cfg(files: Sequence[str], words: Sequence[str]) -> Any:
 
 def _in_slowfast(cfg: Any) -> list[Finding]:
     """As ``distinit slowfast`` settles it, and what PySlowFast says nothing of."""
-    from distinit_plugin.hosts.slowfast.settling import settle
+    from distinit_plugin.hosts.slowfast.schema import own_cfg
+    from distinit_plugin.hosts.slowfast.settling import reads_corpora, settle
     from distinit_plugin.hosts.slowfast.traps import needed_cures, surprises
 
     command = COMMAND["slowfast"]
@@ -101,9 +102,9 @@ def _in_slowfast(cfg: Any) -> list[Finding]:
     settled = cfg.clone()
     try:
         settle(settled)
-        findings += _meta_problems(settled)
     except UserError as error:
         findings += _refused(command, error)
+    findings += _own_data(cfg) if reads_corpora(own_cfg(cfg)) else _their_data(cfg)
     if any(finding.state == "broken" for finding in findings):
         return findings
     return [*findings, Finding(command, "works", "nothing stands in its way that can be known before it starts")]
@@ -144,17 +145,43 @@ def _cured(name: str, key: str) -> Finding:
     return Finding(short, "works", f"{value}: cured by distinit slowfast; PySlowFast alone stops ({patch.symptom})")
 
 
-def _meta_problems(cfg: Any) -> list[Finding]:
-    """Datasets that are neither PySlowFast's nor ours: their last field must hold tensors, which go to the GPU."""
-    if cfg.NUM_GPUS == 0 or "slowfast.models" not in sys.modules or not cfg.TRAIN.ENABLE:
+def _own_data(cfg: Any) -> list[Finding]:
+    """Videos, teachers and weights of this package's nodes, as ``distinit run`` looks at them."""
+    from distinit_plugin.hosts.slowfast.networks import is_own
+    from distinit_plugin.hosts.slowfast.schema import own_cfg
+    from distinit_plugin.jobs.corpora import Corpora
+    from distinit_plugin.jobs.preflight import job_problems
+
+    own = own_cfg(cfg)
+    known = {"NUM_GPUS", *(() if is_own(cfg.MODEL.MODEL_NAME) else ("MODEL.MODEL_NAME",))}
+    problems = job_problems(own, Corpora(own), known)
+    return [_of_sentence(problem, "broken", COMMAND["slowfast"]) for problem in problems]
+
+
+def _their_data(cfg: Any) -> list[Finding]:
+    """PySlowFast's datasets, as it builds them: their lists are read; of those of others a sample is looked at."""
+    if "slowfast.models" not in sys.modules:
         return []
     from slowfast.datasets.build import DATASET_REGISTRY
 
-    name = str(cfg.TRAIN.DATASET).capitalize()
-    kind = DATASET_REGISTRY.get(name)
-    if kind.__module__.partition(".")[0] in ("slowfast", "distinit_plugin"):
-        return []
-    meta = kind(cfg, "train")[0][4]
+    findings = []
+    for use, split in (("TRAIN", "train"), ("TRAIN", "val"), ("TEST", "test")):
+        key, name = f"{use}.DATASET", str(cfg[use].DATASET).capitalize()
+        if not cfg[use].ENABLE or (name.startswith("Ptv") and cfg.NUM_GPUS > 1):  # those need other processes
+            continue
+        try:
+            kind = DATASET_REGISTRY.get(name)
+            dataset = kind(cfg, split)
+            if split == "train" and cfg.NUM_GPUS > 0 and kind.__module__.partition(".")[0] != "slowfast":
+                findings += _meta_problems(name, dataset[0][4])
+        except Exception as error:
+            advice = "Say where the lists and videos are: DATA.PATH_TO_DATA_DIR, DATA.PATH_PREFIX, the node AVA."
+            findings.append(Finding(key, "broken", f"{name}, {split}: {first_line(error)}", advice))
+    return findings
+
+
+def _meta_problems(name: str, meta: Mapping[str, Any]) -> list[Finding]:
+    """The last field of a sample of a dataset ``name``: what goes to the GPU has to be tensors."""
     wrong = [key for key, value in meta.items() if not _is_tensors(value)]
     if not wrong:
         return []

@@ -90,9 +90,7 @@ def look_at_gpus() -> list[Finding]:
         name, memory = f"GPU {number}", f"{facts.total_memory / 2**30:.0f} GiB"
         text = f"{facts.name}, {memory}, compute capability {facts.major}.{facts.minor}"
         try:
-            image = torch.ones(1, 3, 4, 8, 8, device=f"cuda:{number}", requires_grad=True)
-            torch.nn.functional.conv3d(image, torch.ones(2, 3, 3, 3, 3, device=image.device)).sum().backward()
-            torch.cuda.synchronize(number)
+            _compute(f"cuda:{number}")
         except RuntimeError as error:
             advice = "Install the torch build for this GPU and driver (pytorch.org, Get started), or set NUM_GPUS 0."
             findings.append(Finding(name, "broken", f"{text}: {first_line(error)}", advice))
@@ -102,6 +100,16 @@ def look_at_gpus() -> list[Finding]:
         if bf16 and number == 0:
             findings.append(look_at_convolutions("cuda"))
     return findings
+
+
+def _compute(device: str) -> None:
+    """A small convolution, forward and backward; raises RuntimeError where there is no kernel for the GPU."""
+    import torch
+
+    image = torch.ones(1, 3, 4, 8, 8, device=device, requires_grad=True)
+    torch.nn.functional.conv3d(image, torch.ones(2, 3, 3, 3, 3, device=device)).sum().backward()
+    assert image.grad is not None
+    image.grad.cpu()  # errors of a GPU come late
 
 
 def _no_gpu(cuda: str | None) -> Finding:

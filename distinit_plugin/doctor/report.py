@@ -136,7 +136,7 @@ def print_report(checks: Sequence[Check], *, as_json: bool = False) -> bool:
         found = {section.title: [finding._asdict() for finding in section.findings] for section in sections}
         print(json.dumps({"usable": usable, "sections": found}, indent=1, ensure_ascii=False))
         return usable
-    broken = [finding.name for section in sections for finding in section.findings if finding.state == "broken"]
+    broken = {finding.name: "" for section in sections for finding in section.findings if finding.state == "broken"}
     console.print(Text(f"Broken: {', '.join(broken)}." if broken else "Everything that is installed here works."))
     return usable
 

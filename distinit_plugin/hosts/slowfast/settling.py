@@ -42,6 +42,11 @@ def has_terms(cfg: CfgNode) -> bool:
     return cfg.ACTION.LOSS_WEIGHT > 0 or any(entry.LOSS_WEIGHT > 0 for entry in cfg.DISTILL.TEACHERS.values())
 
 
+def reads_corpora(cfg: CfgNode) -> bool:
+    """Whether videos come from CORPUS and the teachers' views with them; else they are PySlowFast's datasets."""
+    return has_terms(cfg) or any(cfg.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+
+
 def can_classify(cfg: CfgNode, split: Any) -> bool:
     """Whether there are videos for a use, and a classifier that something trains."""
     return (not has_terms(cfg) or build.needs_own_logits(cfg)) and build.has_corpus(cfg, split)
@@ -57,7 +62,7 @@ def settle(cfg: Any) -> None:
     own = own_cfg(cfg)
     terms = has_terms(own)
     keyframes = reads_keyframes(cfg)
-    own_corpora = terms or keyframes or any(own.CORPUS[use] for use in ("TRAIN", "VAL", "TEST"))
+    own_corpora = keyframes or reads_corpora(own)
     problems = [*traps(cfg), *box_problems(cfg, own, terms)]
     if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
         problems += _own_problems(own, (*OWN_NODES, *NODES) if keyframes else OWN_NODES, terms)
