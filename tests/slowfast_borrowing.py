@@ -92,9 +92,16 @@ def write_weights(config, path, words):
     torch.manual_seed(4)
     network = build.build_network(cfg, num_classes=cfg.MODEL.NUM_CLASSES)
     state = network.bare_state_dict()
-    weight = next(value for key, value in reversed(state.items()) if key.endswith("weight") and value.ndim == 2)
+    named = [key for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
+    weight, bias = state[named[-1]], state[named[-1].replace("weight", "bias")]
+    size = cfg.DATA.TEST_CROP_SIZE
+    clips = torch.linspace(-2, 2, 8).view(8, 1, 1, 1, 1) + torch.randn(8, 3, cfg.DATA.NUM_FRAMES, size, size)
     with torch.no_grad():
-        torch.nn.init.normal_(weight, 0.0, 3.0)
+        torch.nn.init.normal_(weight)
+        logits = network.eval()({"rgb": clips}).logits
+        spread = (logits[:, 0] - logits[:, 1]).std()
+        weight.mul_(2 / spread)
+        bias.copy_(-2 * logits.mean(0) / spread)
     torch.save({"epoch": 0, "model_state": state}, path)
     return sorted(state)
 

@@ -190,6 +190,21 @@ def test_a_file_of_pyslowfast_means_the_same(tmp_path):
     assert again == cfg
 
 
+def test_values_that_pyslowfast_writes_otherwise(tmp_path):
+    solver = {"LR_POLICY": "steps_with_relative_lrs", "STEPS": [0, 2, 4, 6], "LRS": [1, 0.1, 0.01, 0.001, 1e-4]}
+    settings = {**SETTINGS, "TRAIN": {"DATASET": "ptvkinetics"}, "SOLVER": {**solver, "MAX_EPOCH": 6}}
+    cfg, _ = load_cfg(written(tmp_path, settings))
+    assert (cfg.TRAIN.DATASET, cfg.SOLVER.STEPS, cfg.SOLVER.LRS) == ("kinetics", [0, 2, 4], [1.0, 0.1, 0.01])
+    settings["MODEL"] = {"MODEL_NAME": "R2Plus1D"}
+    with pytest.raises(ConfigError, match=r"TRAIN\.DATASET: 'ptvkinetics' .*\n.*SOLVER\.LRS: 5 factor"):
+        load_cfg(written(tmp_path, settings), ["ACTION.LOSS_WEIGHT", "1"])
+
+
+def test_one_thing_that_is_wrong_is_said_once(tmp_path):
+    reading = read_cfg(written(tmp_path, {**SETTINGS, "MODEL": {"MODEL_NAME": "ResNet", "LOSS_FUNC": "bce_logit"}}))
+    assert [problem.split(":")[0] for problem in reading.problems] == ["MODEL.LOSS_FUNC"]
+
+
 def test_other_files_start_from_this_packages_defaults(tmp_path):
     ours = {"MODEL": {"MODEL_NAME": "R2Plus1D"}, "DATA": {"PATH_TO_DATA_DIR": "lists"}, "ACTION": {"LOSS_WEIGHT": 1.0}}
     cfg, _ = load_cfg(written(tmp_path, ours))

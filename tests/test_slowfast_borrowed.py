@@ -160,7 +160,11 @@ def test_one_of_its_checkpoints_is_a_teacher(tmp_path, corpus, their_run):
 
 # ---------------------------------------------------------------------------------------------------- tests of both
 
-THEIRS = {"MODEL": {"MODEL_NAME": "slowfast/ResNet", "ARCH": "slow"}, "RESNET": {"DEPTH": 50, "WIDTH_PER_GROUP": 8}}
+THEIRS = {
+    "MODEL": {"MODEL_NAME": "slowfast/ResNet", "ARCH": "slow"},
+    "RESNET": {"DEPTH": 50, "WIDTH_PER_GROUP": 8},
+    "DATA": {"INPUT_CHANNEL_NUM": [3]},
+}
 
 
 @pytest.mark.parametrize("network", ["ours", "theirs"])

@@ -18,6 +18,7 @@ from distinit_plugin.config.theirs import (
     TOLD_BY_CONTENTS,
     is_their_file,
     keep_architecture,
+    read_their_way,
     take_their_defaults,
     train_on_labels,
 )
@@ -258,8 +259,10 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool, *, theirs: bool = False) 
     keep_architecture(cfg, merger.unhonoured)
     honoured = set(TOLD_BY_CONTENTS)
     if theirs:
+        read_their_way(cfg)
         further, settled = train_on_labels(cfg, merger.unhonoured)
         problems += further
+        wrong |= {"ACTION.", "DISTILL.TEACHERS."} if further else set()
         honoured |= settled
     if check:
         found = problems_of(cfg, wrong)

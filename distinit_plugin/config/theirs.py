@@ -108,6 +108,17 @@ def keep_architecture(cfg: CfgNode, given: dict[str, tuple[Any, str]]) -> None:
         node[name] = given.pop(key)[0]
 
 
+def read_their_way(cfg: CfgNode) -> None:
+    """Values that PySlowFast writes otherwise than this package, in a file of PySlowFast."""
+    for use in ("TRAIN", "TEST"):
+        if cfg[use].DATASET.lower() == "ptvkinetics":
+            cfg[use].DATASET = "kinetics"  # the same lists; there the videos are read by PyTorchVideo
+    solver = cfg.SOLVER
+    if solver.LR_POLICY == "steps_with_relative_lrs":  # it has factors, or stages, that are never reached
+        solver.STEPS = [start for start in solver.STEPS if start < solver.MAX_EPOCH]
+        solver.LRS = solver.LRS[: len(solver.STEPS)]
+
+
 def train_on_labels(cfg: CfgNode, given: Mapping[str, tuple[Any, str]]) -> tuple[list[str], set[str]]:
     """A file of PySlowFast that names no teachers trains on labels, as there.
 

@@ -7,7 +7,7 @@ that a state dictionary is the one that PySlowFast saves and loads.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ def build_network(
     cfg.MODEL.MODEL_NAME, cfg.MODEL.DROPOUT_RATE = own, dropout
     cfg.DATA.NUM_FRAMES = input.num_frames
     cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE = input.train_crop_size, input.test_crop_size
+    cfg.DATA.INPUT_CHANNEL_NUM = [3] * (2 if cfg.MODEL.ARCH in cfg.MODEL.MULTI_PATHWAY_ARCH else 1)
     cfg.NUM_GPUS = 0  # it would move the network there by itself
     return BorrowedNetwork(name, _build(name, builders[own], cfg), cfg, input=input, classifies=num_classes > 0)
 
@@ -104,7 +105,7 @@ class BorrowedNetwork(VideoNetwork):
         adopt_convolutions(model)
         self._classifies = classifies
         self.projection.requires_grad_(classifies)  # else nothing would train it
-        names: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
+        names: Collection[str] = getattr(model, "no_weight_decay", tuple)()
         self.names_without_decay = tuple(names)
 
     @property
