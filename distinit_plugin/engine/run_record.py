@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import read_json, why_unusable, write_json
+from distinit_plugin.files import read_json, why_unusable, write_text
 
 RECORD_FILE = "run.json"
 FORMAT = 1
@@ -69,7 +70,9 @@ class RunRecord:
             UserError: That cannot be written.
         """
         parts = [asdict(part) for part in self.parts[-MAX_PARTS:]]
-        write_json(folder / RECORD_FILE, {"format": FORMAT, "files": self.files, "config": self.config, "parts": parts})
+        contents = {"format": FORMAT, "files": self.files, "config": self.config, "parts": parts}
+        text = json.dumps(contents, indent=2, allow_nan=False) + "\n"
+        write_text(folder / RECORD_FILE, text, durable=False)  # after a power cut a report says less
 
 
 def read_record(folder: Path) -> RunRecord | None:
