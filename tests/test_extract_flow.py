@@ -68,7 +68,9 @@ def test_no_process_is_forked_beside_threads_of_opencv(corpus, tmp_path, monkeyp
     """It would hang, now and then, when it asks OpenCV for their number."""
     cv2 = pytest.importorskip("cv2")
     counts, start = [], isolated._start
-    monkeypatch.setattr(isolated, "_start", lambda job: (counts.append(cv2.getNumThreads()), start(job))[1])
+    monkeypatch.setattr(
+        isolated, "_start", lambda *job, **how: (counts.append(cv2.getNumThreads()), start(*job, **how))[1]
+    )
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
     try:

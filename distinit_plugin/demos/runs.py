@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +28,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.jobs.report import REPORT_FILE, report
 from distinit_plugin.jobs.running import run
+from distinit_plugin.video.isolated import Crash, run_isolated
 
 Say = Callable[[str], None]
 """Told what is done, one sentence at a time."""
@@ -81,8 +82,9 @@ class Runs:
         self.processes = processes or num_cores()
 
     def alone(self, task: Task) -> Outcome:
-        """Do one run in this process, with all threads."""
-        return run_task(task, self.folder, {})
+        """Do one run with all threads; in a process of its own, so that this one has none when it forks others."""
+        (outcome,) = self._isolated(run_task, [task], {}, processes=1)
+        return outcome
 
     def all(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Do runs in processes of one thread each; outcomes in their order."""
@@ -97,8 +99,32 @@ class Runs:
         if processes == 1:
             yield from (do(item, self.folder, options) for item in items)
             return
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(do, items, repeat(self.folder), repeat(options))
+        yield from self._isolated(do, items, options, processes)
+
+    def _isolated(
+        self,
+        do: Callable[[Item, Path, Mapping[str, object]], Result],
+        items: Sequence[Item],
+        options: Mapping[str, object],
+        processes: int,
+    ) -> Iterator[Result]:
+        """Call ``do`` in processes, which end with this one; results in order."""
+        job = partial(_answer, do, self.folder, options)
+        ended = run_isolated(
+            job, enumerate(items), num_workers=processes, max_seconds=math.inf, what="the process of a run", patience=30
+        )
+        early: dict[int, Result] = {}
+        given = 0
+        with closing(ended):
+            for (number, _), answer in ended:
+                if isinstance(answer, Crash):
+                    raise UserError(f"{answer.reason}. The same command goes on from there.")
+                if isinstance(answer, Exception):
+                    raise answer
+                early[number] = answer
+                while given in early:
+                    yield early.pop(given)
+                    given += 1
 
     def newest(self, name: str) -> Path:
         """The checkpoint of a run that is finished.
@@ -132,6 +158,19 @@ class Runs:
         """
         quiet = Console(file=io.StringIO())
         report(list(others), self.folder / REPORT_FILE, study=study, title=title, console=quiet)
+
+
+def _answer(
+    do: Callable[[Item, Path, Mapping[str, object]], Result],
+    folder: Path,
+    options: Mapping[str, object],
+    numbered: tuple[int, Item],
+) -> Result | Exception:
+    """What ``do`` returns, or the error that the calling process is to raise."""
+    try:
+        return do(numbered[1], folder, options)
+    except Exception as error:
+        return error
 
 
 def num_cores() -> int:

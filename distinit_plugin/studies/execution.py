@@ -35,6 +35,9 @@ from distinit_plugin.video.isolated import end_with_parent
 CONFIG_FILE = "config.yaml"
 """Below a run's folder: its whole configuration."""
 
+INDEX_FOLDER = "frame_index"
+"""Below the study's folder: frames of the videos, which its runs mostly share."""
+
 OUTPUT_FILE = "output.log"
 """Below a run's folder: what it printed."""
 
@@ -136,10 +139,11 @@ def _configuration(order: Order, folder: Path) -> CfgNode:
                 raise UserError(f"{key}: it starts from the run {name}, which has no checkpoint in {start}.")
             options[key] = found
     options |= {"OUTPUT_DIR": folder, "RUNNER.DRY_RUN": False}
-    words = [word for pair in options.items() for word in pair]
-    cfg, _ = load_cfg(order.run.files, words)
-    if order.num_threads and not cfg.RUNNER.NUM_THREADS:
-        cfg, _ = load_cfg(order.run.files, [*words, "RUNNER.NUM_THREADS", order.num_threads])
+    cfg, _ = load_cfg(order.run.files, [word for pair in options.items() for word in pair])
+    cfg.defrost()
+    cfg.RUNNER.NUM_THREADS = cfg.RUNNER.NUM_THREADS or order.num_threads
+    cfg.CORPUS.INDEX_CACHE = cfg.CORPUS.INDEX_CACHE or str(order.output / INDEX_FOLDER)
+    cfg.freeze()
     return cfg
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from distinit_plugin.demos.runs import Say, num_cores
-from distinit_plugin.engine.signals import StopSignals
+from distinit_plugin.engine.signals import Stopped, StopSignals
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import writing_alone
 from distinit_plugin.studies.execution import Order, do_run, order_of
@@ -60,10 +60,14 @@ def run_all(plan: Plan, how: How, *, say: Say) -> None:
             at_once = min(processes, len(todo))
             threads = 0 if alone else max(1, num_cores() // max(at_once, 1))
             orders = [order_of(plan, run, num_threads=threads, torchrun=how.torchrun) for run in todo]
-            with StopSignals(), closing(_do(orders, at_once)) as ended:
-                for state in ended:
-                    done = sum(found.state == FINISHED for found in states_of(plan).values())
-                    say(f"{done}/{total} {_told(state, plan)}")
+            try:
+                with StopSignals(), closing(_do(orders, at_once)) as ended:
+                    for state in ended:
+                        done = sum(found.state == FINISHED for found in states_of(plan).values())
+                        say(f"{done}/{total} {_told(state, plan)}")
+            except Stopped as stopped:
+                say(str(stopped))
+                raise
 
 
 def _ready(plan: Plan, wave: Sequence[Run]) -> Iterator[Run]:
