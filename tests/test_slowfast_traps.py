@@ -7,6 +7,7 @@ from iopath.common.file_io import PathManager
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast import traps
 from distinit_plugin.hosts.slowfast.checkpoints import WholeFiles
+from distinit_plugin.hosts.slowfast.boot import PATCHES
 from distinit_plugin.hosts.slowfast.schema import default_root
 from distinit_plugin.hosts.slowfast.settling import settle
 
@@ -226,3 +227,12 @@ def test_cures_that_a_configuration_needs(cfg):
     assert names == expected
     cfg.DATA.MULTI_LABEL = True
     assert "few_classes" not in {cure.patch for cure in traps.needed_cures(cfg)}
+
+
+def test_cures_that_boxes_need(cfg):
+    cfg.merge_from_list(["DETECTION.ENABLE", "True", "TRAIN.DATASET", "ava", "NUM_GPUS", "1", "TEST.ENABLE", "False"])
+    assert [cure.patch for cure in traps.needed_cures(cfg)] == ["detection_files"]
+    cfg.merge_from_list(["NUM_GPUS", "2", "TEST.ENABLE", "True"])
+    names = {cure.patch for cure in traps.needed_cures(cfg)}
+    assert names == {"detection_files", "detection_test", "padded_keyframes"}
+    assert names <= {patch.name for patch in PATCHES}

@@ -88,9 +88,10 @@ def surprises(cfg: Any) -> Iterator[str]:
 
 
 def needed_cures(cfg: Any) -> list[Cure]:
-    """What of a configuration would stop PySlowFast alone here, and the patches that cure it where that is so."""
+    """What of a configuration would stop PySlowFast alone here or make its results wrong, and the patches that cure it where that is so."""
     classes, backend = cfg.MODEL.NUM_CLASSES, cfg.DATA.DECODING_BACKEND
     method, dataset = cfg.SOLVER.OPTIMIZING_METHOD, str(cfg.TRAIN.DATASET).lower()
+    boxes, ranks = cfg.DETECTION.ENABLE, f"NUM_GPUS {cfg.NUM_GPUS}, NUM_SHARDS {cfg.NUM_SHARDS}"
     few = classes < CLASSES_OF_TOP_5 and not (cfg.DATA.MULTI_LABEL or cfg.DETECTION.ENABLE)
     needs = (
         (few, Cure("few_classes", f"MODEL.NUM_CLASSES {classes}")),
@@ -101,6 +102,9 @@ def needed_cures(cfg: Any) -> list[Cure]:
         (dataset == "kinetics", Cure("decoder", f"DATA.DECODING_BACKEND {backend}")),
         (dataset.startswith("ptv"), Cure("ptv_fields", f"TRAIN.DATASET {dataset}")),
         (dataset.startswith("ptv"), Cure("ptv_decoder", f"TRAIN.DATASET {dataset}")),
+        (boxes, Cure("detection_files", "DETECTION.ENABLE True")),
+        (boxes and cfg.TEST.ENABLE, Cure("detection_test", "DETECTION.ENABLE True, TEST.ENABLE True")),
+        (boxes and cfg.NUM_GPUS * cfg.NUM_SHARDS > 1, Cure("padded_keyframes", f"DETECTION.ENABLE True, {ranks}")),
     )
     return [cure for needed, cure in needs if needed]
 
