@@ -14,6 +14,7 @@ from distinit_plugin.commands.common import add_config_arguments, split_pairs
 from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.plain import plain_yaml
 from distinit_plugin.config.rules import NETWORK_SWITCHES
+from distinit_plugin.config.theirs import is_borrowed
 from distinit_plugin.errors import ConfigError, UserError
 from distinit_plugin.files import write_text
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = reading.cfg.dump()
     if arguments.plain:
         name = reading.cfg.MODEL.MODEL_NAME
-        if "/" in name or name in NETWORK_SWITCHES:
+        if ("/" in name and not is_borrowed(name)) or name in NETWORK_SWITCHES:
             raise UserError(
                 f"MODEL.MODEL_NAME: {name} is a network of this package, which PySlowFast alone does not have. Give "
                 "one of PySlowFast's, or run distinit slowfast, which has them all."
