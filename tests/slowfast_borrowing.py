@@ -98,6 +98,10 @@ def write_weights(config, path, words):
     clips = torch.linspace(-2, 2, 8).view(8, 1, 1, 1, 1) + torch.randn(8, 3, cfg.DATA.NUM_FRAMES, size, size)
     with torch.no_grad():
         torch.nn.init.normal_(weight)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):
+                module.momentum = None  # statistics of these clips
+        network.train()({"rgb": clips})
         logits = network.eval()({"rgb": clips}).logits
         spread = (logits[:, 0] - logits[:, 1]).std()
         weight.mul_(2 / spread)

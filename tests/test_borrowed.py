@@ -19,7 +19,7 @@ from distinit_plugin.engine.curves import read_curves
 from distinit_plugin.engine.optim import build_optimizer, parameter_groups
 from distinit_plugin.errors import ConfigError, UserError, WeightsError
 from distinit_plugin.hosts.slowfast import checkout
-from distinit_plugin.hosts.slowfast.borrowed import BorrowedNetwork
+from distinit_plugin.hosts.slowfast.borrowed import BorrowedNetwork, _mean_softmax
 from distinit_plugin.hosts.slowfast.checkpoints import split_optimizer, with_head_groups, with_heads
 from distinit_plugin.hosts.slowfast.distillation import HEADS, Heads
 from distinit_plugin.weights import load_weights
@@ -112,6 +112,13 @@ def test_logits_are_those_of_its_probabilities(head, size):
     if size == 8:  # one place: the layer's own output, of training as well
         assert torch.allclose(output.logits, network.projection(output.features), atol=1e-6)
         assert torch.allclose(network.train()({"rgb": clip}).logits, output.logits, atol=1e-6)
+
+
+def test_places_that_are_certain_lose_nothing_to_rounding():
+    places = torch.tensor([[[3000.0, -3000.0], [-3000.0, 3000.0], [-2000.0, 2000.0], [0.0, 0.0]]])
+    wanted = places.softmax(2).mean(1)
+    assert torch.allclose(_mean_softmax(places).softmax(1), wanted, atol=1e-6)
+    assert wanted.tolist() == [[0.375, 0.625]]
 
 
 def test_pathways_are_cut_as_pyslowfast_cuts_them():

@@ -6,8 +6,8 @@ from iopath.common.file_io import PathManager
 
 from distinit_plugin.errors import ConfigError
 from distinit_plugin.hosts.slowfast import traps
-from distinit_plugin.hosts.slowfast.checkpoints import WholeFiles
 from distinit_plugin.hosts.slowfast.boot import PATCHES
+from distinit_plugin.hosts.slowfast.checkpoints import WholeFiles
 from distinit_plugin.hosts.slowfast.schema import default_root
 from distinit_plugin.hosts.slowfast.settling import settle
 

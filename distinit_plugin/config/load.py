@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Sequence
 from itertools import chain
@@ -137,7 +138,7 @@ def _read_chain(path: Path, opts: Sequence[Any]) -> Chain:
 def _are_theirs(chains: Sequence[Chain], opts: Sequence[Any]) -> bool:
     joined: dict[str, Any] = {}
     for _, values in chain.from_iterable(chains):
-        join(values, joined)
+        join(copy.deepcopy(values), joined)
     first, contents = chains[0][0]
     shipped = first.resolve().is_relative_to(shipped_folder().resolve())
     own = [str(name) for name in contents if name in get_cfg() and str(name) not in THEIR_NODES]

@@ -298,10 +298,14 @@ def _mean(places: Tensor) -> Tensor:
 
 
 def _mean_softmax(logits: Tensor) -> Tensor:
-    """(B,P,K) → (B,K) whose softmax is the mean over P of those of ``logits``; with one place the same logits."""
+    """(B,P,K) → (B,K) whose softmax is the mean over P of those of ``logits``; with one place the same logits.
+
+    Their mean over classes is that of all places, which is near 0 mostly, so that nothing is lost to rounding.
+    """
     if logits.shape[1] == 1:
         return logits[:, 0]
-    return logits.log_softmax(dim=2).logsumexp(dim=1) + logits.logsumexp(dim=2).mean(dim=1, keepdim=True)
+    joined = logits.log_softmax(dim=2).logsumexp(dim=1)
+    return joined - joined.mean(dim=1, keepdim=True) + logits.mean(dim=(1, 2)).unsqueeze(1)
 
 
 def _mean_sigmoid(logits: Tensor) -> Tensor:
