@@ -59,11 +59,11 @@ def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
 
 @functools.cache
 def _line_colours() -> tuple[int, ...]:
-    """Red, green, blue of the shades of ``COLOURS``, black among them."""
+    """Red, green, blue of the shades of ``COLOURS``, black and white among them."""
     return tuple(
         round(255 - (255 - int(colour[place : place + 2], 16)) * shade / _SHADES)
         for colour in COLOURS
-        for shade in range(1, _SHADES + 1)
+        for shade in range(_SHADES + 1)
         for place in (1, 3, 5)
     )
 
