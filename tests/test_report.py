@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
+from PIL import Image
 from small_jobs import labelled, small_cfg
 from small_reports import settings, write_metrics, write_run
 
@@ -18,6 +22,7 @@ from distinit_plugin.analysis.published import rows_of
 from distinit_plugin.cli import main
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.yaml_files import parse_yaml
+from distinit_plugin.engine.figures import COLOURS, new_figure
 from distinit_plugin.engine.results import paired_text
 from distinit_plugin.engine.run_record import RECORD_FILE, read_record
 from distinit_plugin.errors import UserError
@@ -146,6 +151,20 @@ def test_a_real_run_and_its_pictures(videos, tmp_path, pictures):
     assert "| run | network |" in text
 
 
+def test_thin_lines_keep_their_colours():
+    """A picture has few colours, and a legend needs each of them, also where most of it is something else."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3)) / 255
+    figure = new_figure(2.0, 2.0)
+    axis = figure.subplots()
+    axis.imshow(noise)
+    for place, colour in enumerate(COLOURS):
+        axis.add_patch(Rectangle((place * 5, 10), 3, 3, color=colour))
+    found = report_figures.picture("x", figure, "", "")
+    colours = {colour for _, colour in Image.open(io.BytesIO(found.png)).convert("RGB").getcolors(maxcolors=1 << 16)}
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in (*COLOURS, "#ffffff")} <= colours
+    assert len(colours) <= 256
+
+
 def test_what_becomes_of_a_run_is_recorded(videos, tmp_path, monkeypatch):
     """A failure is, a refusal in another run's folder leaves that run as it was, going on adds to it."""
     folder = tmp_path / "run"
@@ -272,8 +291,9 @@ def test_a_study(tmp_path, capsys):
     assert table["DistInit"]["seeds ahead"] == "2 of 2"
     assert table["DistInit"]["seed 2"] == "–"
     assert "DistInit: no result for seed 2." in page.text
-    assert "inflated, seed 0: there is no run in" in page.text
-    assert len(page.table("Test results")) == 7
+    states = {row["run"]: row["state"] for row in page.table("Test results")}
+    assert len(states) == 7
+    assert (states["inflated, seed 0"], states["scratch, seed 0"]) == ("not started", "done")
     assert page.text.count("scratch, seed 0") > 1
     for change, message in (
         ({"baseline": "gone"}, "its baseline is none of its rows"),

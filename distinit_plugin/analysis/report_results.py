@@ -12,7 +12,7 @@ from distinit_plugin.analysis.run_facts import MEASURES, RunFacts
 from distinit_plugin.analysis.study_table import Study, StudyRow
 from distinit_plugin.engine.meters import duration_text
 
-_TONES = {"done": "", "failed": "bad", "stopped": "warn", "unfinished": "warn"}
+_TONES = {"done": "", "failed": "bad", "stopped": "warn", "unfinished": "warn", "not started": "warn"}
 _LEADING = ("top1", "map", "recall50")
 """Measures that a run is known by, the first one that it has."""
 

@@ -100,6 +100,7 @@ class RunFacts:
         timing: Of its logs.
         bad: Videos that could not be used → why.
         problems: Sentences about what could not be read.
+        is_there: Whether the folder holds a run; one of a study may not have started.
     """
 
     name: str
@@ -115,6 +116,7 @@ class RunFacts:
     timing: Timing = field(default_factory=Timing)
     bad: dict[str, str] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
+    is_there: bool = True
 
     @property
     def last_part(self) -> RunPart | None:
@@ -123,7 +125,9 @@ class RunFacts:
 
     @property
     def state(self) -> str:
-        """``done``, ``failed``, ``stopped`` or ``unfinished``."""
+        """``done``, ``failed``, ``stopped``, ``unfinished`` or ``not started``."""
+        if not self.is_there:
+            return "not started"
         if self.last_part is not None:
             return "unfinished" if self.last_part.state == "running" else self.last_part.state
         return "done" if self.metrics or 0 < self.timing.epoch == self.timing.epochs else "unfinished"

@@ -19,7 +19,7 @@ from distinit_plugin.analysis.report_runs import bad_section, class_blocks, runs
 from distinit_plugin.analysis.run_facts import MEASURES, RunFacts, is_run, read_facts
 from distinit_plugin.analysis.study_table import Study, read_study, study_rows
 from distinit_plugin.engine import checkpoint
-from distinit_plugin.errors import Problems, UserError
+from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_file, write_text
 from distinit_plugin.jobs.report_figures import class_pictures, curve_blocks, filter_blocks, representatives
 from distinit_plugin.jobs.report_settings import changes_in, read_settings
@@ -112,7 +112,7 @@ def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") 
 def read_run(name: str, folder: Path) -> RunFacts:
     """All that a folder says of its run; what is damaged is a sentence."""
     if not _is_run(folder):
-        return RunFacts(name, folder, problems=Problems([f"there is no run in {folder} (yet)."]))
+        return RunFacts(name, folder, is_there=False)
     facts = read_facts(name, folder, folder / RESULTS_FOLDER, folder / BAD_VIDEOS_FILE)
     read_settings(facts)
     return facts

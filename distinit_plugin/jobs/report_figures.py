@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.engine.curves import draw_curves
 from distinit_plugin.engine.ensemble import Scores, read_scores
 from distinit_plugin.engine.evaluate import confusion_of
+from distinit_plugin.engine.figures import COLOURS
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.ensembling import scores_file
 from distinit_plugin.jobs.trained import read_trained
@@ -37,17 +39,33 @@ MOST_FILTERS = 6
 FILTERS = 3
 """Networks in one picture of filters."""
 
-_COLOURS = 128
+_OWN_COLOURS = 96
+_SHADES = 16
+"""Between a line's colour and white: edges of lines and letters are smooth."""
 
 
 def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure as a small PNG: its colours are few."""
+    """A figure as a small PNG of 256 colours: those of lines, which legends need however thin they are, and its own."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     whole = Image.open(file).convert("RGB")
+    known, own = _line_colours(), whole.quantize(_OWN_COLOURS).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*known, *own[: 3 * (256 - len(known) // 3)]])
     small = io.BytesIO()
-    whole.quantize(_COLOURS, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    whole.quantize(palette=palette, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return Picture(name, small.getvalue(), whole.width, whole.height, alt, caption)
+
+
+@functools.cache
+def _line_colours() -> tuple[int, ...]:
+    """Red, green, blue of the shades of ``COLOURS``, black and white among them."""
+    return tuple(
+        round(255 - (255 - int(colour[place : place + 2], 16)) * shade / _SHADES)
+        for colour in COLOURS
+        for shade in range(_SHADES + 1)
+        for place in (1, 3, 5)
+    )
 
 
 def representatives(runs: Sequence[RunFacts], study: Study | None) -> list[RunFacts]:

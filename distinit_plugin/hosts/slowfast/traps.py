@@ -88,7 +88,7 @@ def surprises(cfg: Any) -> Iterator[str]:
 
 
 def needed_cures(cfg: Any) -> list[Cure]:
-    """What of a configuration would stop PySlowFast alone here or make its results wrong, and the patches that cure it where that is so."""
+    """What PySlowFast alone would stop at here, or do wrong, of a configuration; the patches that cure it, where so."""
     classes, backend = cfg.MODEL.NUM_CLASSES, cfg.DATA.DECODING_BACKEND
     method, dataset = cfg.SOLVER.OPTIMIZING_METHOD, str(cfg.TRAIN.DATASET).lower()
     boxes, ranks = cfg.DETECTION.ENABLE, f"NUM_GPUS {cfg.NUM_GPUS}, NUM_SHARDS {cfg.NUM_SHARDS}"
