@@ -125,6 +125,7 @@ def settings(persons, output, **keys):
         **{"SOLVER.WARMUP_EPOCHS": 0.0, "SOLVER.BASE_LR": 0.05, "SOLVER.STEPS": [0], "SOLVER.LRS": [1.0]},
         **{"DATA_LOADER.NUM_WORKERS": 0, "LOG_PERIOD": 1, "ROI.MAX_DETECTIONS": 0, "ROI.EVALUATOR": "pyslowfast"},
         **{"RUNNER.PRECISION": "fp32", "RUNNER.CHANNELS_LAST": "off", "OUTPUT_DIR": str(output)},
+        "LOG_MODEL_INFO": False,
         **{key.replace("__", "."): value for key, value in keys.items()},
     }
     nested = {"_BASE_": str(OURS)}
@@ -155,13 +156,14 @@ def weights(persons, tmp_path_factory):
             network({"rgb": clips})
         torch.nn.init.normal_(network.roi_head.projection.weight, 0, 0.3)
     torch.save({"epoch": 0, "model_state": network.bare_state_dict()}, folder / "start.pyth")
-    return {"TRAIN__CHECKPOINT_FILE_PATH": str(folder / "start.pyth"), "SOLVER__BASE_LR": 0.005}
+    start = str(folder / "start.pyth")
+    return {"TRAIN__CHECKPOINT_FILE_PATH": start, "SOLVER__BASE_LR": 1e-6, "MODEL__FROZEN_BN": True}
 
 
 def differ(detections):
-    """Whether the scores of an action tell boxes apart."""
+    """Whether the scores of an action tell boxes apart, and none is at an end, where many would be equal."""
     scores = [score for (_, _, action, *_), score in detections.items() if action == 1]
-    return np.std(scores) > 0.02
+    return np.std(scores) > 0.003 and min(detections.values()) > 0.001 and max(detections.values()) < 0.999
 
 
 def run_there(folder, persons, *words, **keys):
@@ -222,23 +224,22 @@ def test_a_checkpoint_of_either_program_is_tested_by_the_other(tmp_path, persons
 
 def test_two_processes_train_and_test_as_one(tmp_path, persons, weights):
     """One step on the same keyframes, batch normalisation at rest: the mean is over the boxes of both processes."""
-    keys = {
-        "TRAIN__BATCH_SIZE": 12,
-        "RUNNER__CLIPS_PER_EPOCH": 12,
-        "MODEL__FROZEN_BN": True,
-        "MODEL__DROPOUT_RATE": 0.0,
-    }
+    keys = {"TRAIN__BATCH_SIZE": 12, "RUNNER__CLIPS_PER_EPOCH": 12, "MODEL__DROPOUT_RATE": 0.0}
+    keys = {**weights, **keys, "SOLVER__BASE_LR": 1e-5}
     one, _, _ = run_there(tmp_path / "one", persons, **keys)
     two, _, _ = run_there(tmp_path / "two", persons, RUNNER__CPU_RANKS=2, **keys)
     (first,), (second,) = (json_stats(folder, "train_iter") for folder in (one, two))
     assert first["loss"] == pytest.approx(second["loss"], abs=2e-5)
-    before, after = state_of(one)["model_state"], state_of(two)["model_state"]
-    for name, value in before.items():
-        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
+    begun = torch.load(weights["TRAIN__CHECKPOINT_FILE_PATH"])["model_state"]
+    moved, other = (
+        torch.cat([(state_of(folder)["model_state"][name] - begun[name]).double().flatten() for name in begun])
+        for folder in (one, two)
+    )
+    assert moved.abs().max() > 1e-5
+    assert (moved - other).norm() < 0.02 * moved.norm()
     ours, theirs = (detections_of(folder / "detections_latest.csv") for folder in (one, two))
     assert ours.keys() == theirs.keys()
     assert max(abs(ours[key] - theirs[key]) for key in ours) < 2e-4
-    assert differ(ours)
     assert maps_of(one) == pytest.approx(maps_of(two), abs=1e-4)
 
 
@@ -271,14 +272,16 @@ def test_a_trunk_starts_it(tmp_path, persons):
     clip = InputSpec(num_frames=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     trunk = build_network("S3DG", num_classes=5, input=clip, width=8)
     torch.save({"epoch": 40, "model_state": trunk.bare_state_dict()}, tmp_path / "d3d.pyth")
-    keys = {"TRAIN__CHECKPOINT_FILE_PATH": str(tmp_path / "d3d.pyth"), "SOLVER__BASE_LR": 1e-12}
-    output, _, _ = run_there(tmp_path, persons, **keys, TEST__ENABLE=False)
+    keys = {"TRAIN__CHECKPOINT_FILE_PATH": str(tmp_path / "d3d.pyth"), "SOLVER__BASE_LR": 1e-9}
+    output, _, _ = run_there(tmp_path, persons, **keys, TEST__ENABLE=False, LOG_MODEL_INFO=True)
     log = (output / "stdout.log").read_text()
     assert "missing         2  roi_head.projection.weight, roi_head.projection.bias" in log
     assert "unexpected      2  fc.weight, fc.bias" in log
+    assert "Flops: 0.0" in log
     saved = state_of(output)["model_state"]
     kernels = [name for name, value in trunk.bare_state_dict().items() if value.ndim == 5]
-    assert all(torch.equal(saved[name], trunk.bare_state_dict()[name]) for name in kernels)
+    for name in kernels:
+        torch.testing.assert_close(saved[name], trunk.bare_state_dict()[name], rtol=0, atol=1e-6)
 
 
 def test_a_step_is_the_same_in_both_programs(tmp_path, persons):
