@@ -244,24 +244,27 @@ def test_two_processes_train_and_test_as_one(tmp_path, persons, weights):
 
 
 def test_its_own_network_on_our_data(tmp_path, persons):
-    """PySlowFast's SlowFast with the boxes and videos of our file, and its loss from our terms."""
-    keys = {"MODEL__MODEL_NAME": "SlowFast", "MODEL__ARCH": "slowfast", "ROI__DILATION": False, "RESNET__DEPTH": 50}
-    output, _, _ = run_there(tmp_path, persons, "RESNET.WIDTH_PER_GROUP", "8", *LAST_STAGE, **keys)
-    losses = [stats["loss"] for stats in json_stats(output, "train_iter")]
+    """PySlowFast's SlowFast as its file has it, on our reader of the videos, with our loss."""
+    file = {
+        "_BASE_": str(ROOT / "configs" / "AVA" / "SLOWFAST_32x2_R50_SHORT.yaml"),
+        "TRAIN": {"DATASET": "distinitava"},
+        "TEST": {"DATASET": "distinitava"},
+        "AVA": {"ANNOTATION_DIR": str(persons.annotations), "TRAIN_PREDICT_BOX_LISTS": []},
+        "KEYFRAMES": {"VIDEO_DIR": str(persons.videos), "VIDEO_START": 900.0},
+        "ACTION": {"LOSS": "bce", "LOSS_WEIGHT": 1.0},
+    }
+    predicted = ["AVA.TEST_PREDICT_BOX_LISTS", "['ava_val_predicted_boxes.csv']", "AVA.DETECTION_SCORE_THRESH", "0.5"]
+    words = [*SMALL, *predicted, "DATA.NUM_FRAMES", "8", "OUTPUT_DIR", tmp_path / "run"]
+    done = start(tmp_path, ["--cfg", written(tmp_path / "job.yaml", file), *words])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    losses = [stats["loss"] for stats in json_stats(tmp_path / "run", "train_iter")]
     assert all(0 < loss < 5 for loss in losses)
-    assert 0 < maps_of(output)[1] < 1
-
-
-LAST_STAGE = [
-    "RESNET.SPATIAL_DILATIONS",
-    "[[1,1],[1,1],[1,1],[2,2]]",
-    "RESNET.SPATIAL_STRIDES",
-    "[[1,1],[2,2],[2,2],[1,1]]",
-]
+    assert "loss_0: action" in (tmp_path / "run" / "stdout.log").read_text()
+    assert 0 < tested_map(tmp_path / "run") < 1
 
 
 def test_our_network_on_its_own_data(tmp_path, persons):
-    words = ["MODEL.MODEL_NAME", "S3DG", "NETWORK.WIDTH", "8", "ROI.DILATION", "True", "DATA.NUM_FRAMES", "8"]
+    words = words_of("MODEL.MODEL_NAME S3DG RESNET.DEPTH 18 NETWORK.WIDTH 8 ROI.DILATION True DATA.NUM_FRAMES 8")
     output, _ = train_theirs(tmp_path, persons, "SLOW_8x8_R50_SHORT", *words)
     losses = [stats["loss"] for stats in json_stats(output, "train_iter")]
     assert all(0 < loss < 5 for loss in losses)
