@@ -125,6 +125,7 @@ def settings(persons, output, **keys):
         **{"SOLVER.WARMUP_EPOCHS": 0.0, "SOLVER.BASE_LR": 0.05, "SOLVER.STEPS": [0], "SOLVER.LRS": [1.0]},
         **{"DATA_LOADER.NUM_WORKERS": 0, "LOG_PERIOD": 1, "ROI.MAX_DETECTIONS": 0, "ROI.EVALUATOR": "pyslowfast"},
         **{"RUNNER.PRECISION": "fp32", "RUNNER.CHANNELS_LAST": "off", "OUTPUT_DIR": str(output)},
+        "LOG_MODEL_INFO": False,
         **{key.replace("__", "."): value for key, value in keys.items()},
     }
     nested = {"_BASE_": str(OURS)}
@@ -155,13 +156,14 @@ def weights(persons, tmp_path_factory):
             network({"rgb": clips})
         torch.nn.init.normal_(network.roi_head.projection.weight, 0, 0.3)
     torch.save({"epoch": 0, "model_state": network.bare_state_dict()}, folder / "start.pyth")
-    return {"TRAIN__CHECKPOINT_FILE_PATH": str(folder / "start.pyth"), "SOLVER__BASE_LR": 0.005}
+    start = str(folder / "start.pyth")
+    return {"TRAIN__CHECKPOINT_FILE_PATH": start, "SOLVER__BASE_LR": 1e-6, "MODEL__FROZEN_BN": True}
 
 
 def differ(detections):
-    """Whether the scores of an action tell boxes apart."""
+    """Whether the scores of an action tell boxes apart, and none is at an end, where many would be equal."""
     scores = [score for (_, _, action, *_), score in detections.items() if action == 1]
-    return np.std(scores) > 0.02
+    return np.std(scores) > 0.003 and min(detections.values()) > 0.001 and max(detections.values()) < 0.999
 
 
 def run_there(folder, persons, *words, **keys):
@@ -222,45 +224,47 @@ def test_a_checkpoint_of_either_program_is_tested_by_the_other(tmp_path, persons
 
 def test_two_processes_train_and_test_as_one(tmp_path, persons, weights):
     """One step on the same keyframes, batch normalisation at rest: the mean is over the boxes of both processes."""
-    keys = {
-        "TRAIN__BATCH_SIZE": 12,
-        "RUNNER__CLIPS_PER_EPOCH": 12,
-        "MODEL__FROZEN_BN": True,
-        "MODEL__DROPOUT_RATE": 0.0,
-    }
+    keys = {"TRAIN__BATCH_SIZE": 12, "RUNNER__CLIPS_PER_EPOCH": 12, "MODEL__DROPOUT_RATE": 0.0}
+    keys = {**weights, **keys, "SOLVER__BASE_LR": 1e-5}
     one, _, _ = run_there(tmp_path / "one", persons, **keys)
     two, _, _ = run_there(tmp_path / "two", persons, RUNNER__CPU_RANKS=2, **keys)
     (first,), (second,) = (json_stats(folder, "train_iter") for folder in (one, two))
     assert first["loss"] == pytest.approx(second["loss"], abs=2e-5)
-    before, after = state_of(one)["model_state"], state_of(two)["model_state"]
-    for name, value in before.items():
-        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
+    begun = torch.load(weights["TRAIN__CHECKPOINT_FILE_PATH"])["model_state"]
+    moved, other = (
+        torch.cat([(state_of(folder)["model_state"][name] - begun[name]).double().flatten() for name in begun])
+        for folder in (one, two)
+    )
+    assert moved.abs().max() > 1e-5
+    assert (moved - other).norm() < 0.02 * moved.norm()
     ours, theirs = (detections_of(folder / "detections_latest.csv") for folder in (one, two))
     assert ours.keys() == theirs.keys()
     assert max(abs(ours[key] - theirs[key]) for key in ours) < 2e-4
-    assert differ(ours)
     assert maps_of(one) == pytest.approx(maps_of(two), abs=1e-4)
 
 
 def test_its_own_network_on_our_data(tmp_path, persons):
-    """PySlowFast's SlowFast with the boxes and videos of our file, and its loss from our terms."""
-    keys = {"MODEL__MODEL_NAME": "SlowFast", "MODEL__ARCH": "slowfast", "ROI__DILATION": False, "RESNET__DEPTH": 50}
-    output, _, _ = run_there(tmp_path, persons, "RESNET.WIDTH_PER_GROUP", "8", *LAST_STAGE, **keys)
-    losses = [stats["loss"] for stats in json_stats(output, "train_iter")]
+    """PySlowFast's SlowFast as its file has it, on our reader of the videos, with our loss."""
+    file = {
+        "_BASE_": str(ROOT / "configs" / "AVA" / "SLOWFAST_32x2_R50_SHORT.yaml"),
+        "TRAIN": {"DATASET": "distinitava"},
+        "TEST": {"DATASET": "distinitava"},
+        "AVA": {"ANNOTATION_DIR": str(persons.annotations), "TRAIN_PREDICT_BOX_LISTS": []},
+        "KEYFRAMES": {"VIDEO_DIR": str(persons.videos), "VIDEO_START": 900.0},
+        "ACTION": {"LOSS": "bce", "LOSS_WEIGHT": 1.0},
+    }
+    predicted = ["AVA.TEST_PREDICT_BOX_LISTS", "['ava_val_predicted_boxes.csv']", "AVA.DETECTION_SCORE_THRESH", "0.5"]
+    words = [*SMALL, *predicted, "DATA.NUM_FRAMES", "8", "OUTPUT_DIR", tmp_path / "run"]
+    done = start(tmp_path, ["--cfg", written(tmp_path / "job.yaml", file), *words])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    losses = [stats["loss"] for stats in json_stats(tmp_path / "run", "train_iter")]
     assert all(0 < loss < 5 for loss in losses)
-    assert 0 < maps_of(output)[1] < 1
-
-
-LAST_STAGE = [
-    "RESNET.SPATIAL_DILATIONS",
-    "[[1,1],[1,1],[1,1],[2,2]]",
-    "RESNET.SPATIAL_STRIDES",
-    "[[1,1],[2,2],[2,2],[1,1]]",
-]
+    assert "loss_0: action" in (tmp_path / "run" / "stdout.log").read_text()
+    assert 0 < tested_map(tmp_path / "run") < 1
 
 
 def test_our_network_on_its_own_data(tmp_path, persons):
-    words = ["MODEL.MODEL_NAME", "S3DG", "NETWORK.WIDTH", "8", "ROI.DILATION", "True", "DATA.NUM_FRAMES", "8"]
+    words = words_of("MODEL.MODEL_NAME S3DG RESNET.DEPTH 18 NETWORK.WIDTH 8 ROI.DILATION True DATA.NUM_FRAMES 8")
     output, _ = train_theirs(tmp_path, persons, "SLOW_8x8_R50_SHORT", *words)
     losses = [stats["loss"] for stats in json_stats(output, "train_iter")]
     assert all(0 < loss < 5 for loss in losses)
@@ -271,14 +275,16 @@ def test_a_trunk_starts_it(tmp_path, persons):
     clip = InputSpec(num_frames=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     trunk = build_network("S3DG", num_classes=5, input=clip, width=8)
     torch.save({"epoch": 40, "model_state": trunk.bare_state_dict()}, tmp_path / "d3d.pyth")
-    keys = {"TRAIN__CHECKPOINT_FILE_PATH": str(tmp_path / "d3d.pyth"), "SOLVER__BASE_LR": 1e-12}
-    output, _, _ = run_there(tmp_path, persons, **keys, TEST__ENABLE=False)
+    keys = {"TRAIN__CHECKPOINT_FILE_PATH": str(tmp_path / "d3d.pyth"), "SOLVER__BASE_LR": 1e-9}
+    output, _, _ = run_there(tmp_path, persons, **keys, TEST__ENABLE=False, LOG_MODEL_INFO=True)
     log = (output / "stdout.log").read_text()
     assert "missing         2  roi_head.projection.weight, roi_head.projection.bias" in log
     assert "unexpected      2  fc.weight, fc.bias" in log
+    assert "Flops: 0.0" in log
     saved = state_of(output)["model_state"]
     kernels = [name for name, value in trunk.bare_state_dict().items() if value.ndim == 5]
-    assert all(torch.equal(saved[name], trunk.bare_state_dict()[name]) for name in kernels)
+    for name in kernels:
+        torch.testing.assert_close(saved[name], trunk.bare_state_dict()[name], rtol=0, atol=1e-6)
 
 
 def test_a_step_is_the_same_in_both_programs(tmp_path, persons):
