@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.d3d import D3D, FROM_RGB, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of, paired
+from distinit_plugin.demos.d3d import D3D, FROM_RGB, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of
 from distinit_plugin.demos.motions import CLASS_NAMES, PAIRS, MotionData, make_motions
 from distinit_plugin.demos.runs import pairs_of, run_task
+from distinit_plugin.engine.results import differences, paired_text
 from distinit_plugin.jobs import report
 from distinit_plugin.video.decode import open_video
 
@@ -84,7 +85,7 @@ def test_same_arguments_give_the_same_bytes(data, tmp_path):
     [([0.5], [0.25], "+25.0"), ([0.5, 0.75], [0.25, 0.25], "+37.5 ± 12.5"), ([0.25, 0.25], [0.5, 0.5], "-25.0 ± 0.0")],
 )
 def test_paired_differences(ours, theirs, text):
-    assert paired(ours, theirs) == text
+    assert paired_text(differences(ours, theirs)) == text
 
 
 @pytest.mark.parametrize("student", [*STUDENTS, FROM_RGB], ids=lambda student: student.config)

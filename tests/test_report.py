@@ -23,7 +23,7 @@ from distinit_plugin.cli import main
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.yaml_files import parse_yaml
 from distinit_plugin.engine.figures import COLOURS, new_figure
-from distinit_plugin.engine.results import paired
+from distinit_plugin.engine.results import paired_text
 from distinit_plugin.engine.run_record import RECORD_FILE, read_record
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs import report, report_figures, running
@@ -287,7 +287,7 @@ def test_a_study(tmp_path, capsys):
     table = {row["row"]: row for row in page.table("Study: Does it help?")}
     assert table["scratch"]["top-1, %"] == "37.5 ± 12.5"
     assert table["scratch"]["difference, points"] == "–"
-    assert table["DistInit"]["difference, points"] == paired([0.625, 0.5], [0.5, 0.25]) == "+18.8 ± 6.2"
+    assert table["DistInit"]["difference, points"] == paired_text([0.125, 0.25]) == "+18.8 ± 6.2"
     assert table["DistInit"]["seeds ahead"] == "2 of 2"
     assert table["DistInit"]["seed 2"] == "–"
     assert "DistInit: no result for seed 2." in page.text
@@ -295,9 +295,16 @@ def test_a_study(tmp_path, capsys):
     assert len(states) == 7
     assert (states["inflated, seed 0"], states["scratch, seed 0"]) == ("not started", "done")
     assert page.text.count("scratch, seed 0") > 1
+    own = {"baseline": None, "baselines": {"DistInit": "scratch", "scratch": "inflated"}}
+    file.write_text(json.dumps(study | own))
+    table = {row["row"]: row for row in page_of("--study", file, folder=tmp_path).table("Study: Does it help?")}
+    assert [table[row]["compared with"] for row in table] == ["inflated", "scratch", "–"]
+    assert table["DistInit"]["difference, points"] == "+18.8 ± 6.2"
+    assert table["scratch"]["difference, points"] == "–"  # its baseline has no result
     for change, message in (
         ({"baseline": "gone"}, "its baseline is none of its rows"),
         ({"rows": {}}, "it has no runs"),
+        ({"baselines": {"scratch": "gone"}}, "its baselines are none of its rows"),
         ({"rows": {"a": ["b"]}}, "no objects"),
         ({"rows": {"a": {"0": 7}}}, "a folder is no text"),
         ({"metric": "beauty"}, "its metric is none of"),

@@ -29,7 +29,7 @@ from distinit_plugin.demos.runs import RESULTS_MARKDOWN, Runs, Say, Task, by_see
 from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.engine.ensemble import combine_scores, read_scores
 from distinit_plugin.engine.evaluate import SCORES_FILE
-from distinit_plugin.engine.results import Row, Value, differences, paired, terminal_table
+from distinit_plugin.engine.results import Row, Value, differences, paired_text, terminal_table
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import extract_flow, make_settings
@@ -265,7 +265,7 @@ class DemoD3D:
         for entry in order:
             if entry.name in scores:
                 found = scores[entry.name]
-                gain = "" if entry is RGB_STREAM else paired(found, base)
+                gain = "" if entry is RGB_STREAM else paired_text(differences(found, base))
                 values: dict[str, Value] = {
                     "sees": entry.sees,
                     "top-1": found,

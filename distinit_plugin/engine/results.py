@@ -73,8 +73,15 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [one - other for one, other in zip(ours, theirs, strict=True)]
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean and standard error of the differences seed by seed, in points: ``+3.1 ± 0.8``; one seed has no error."""
-    found = [100 * value for value in differences(ours, theirs)]
-    text = f"{statistics.fmean(found):+.1f}"
-    return text if len(found) < 2 else f"{text} ± {statistics.stdev(found) / math.sqrt(len(found)):.1f}"
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; one value has none."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def paired_text(found: Sequence[float]) -> str:
+    """Mean and standard error of differences seed by seed, in points: ``+3.1 ± 0.8``; empty without any."""
+    if not found:
+        return ""
+    text = f"{100 * statistics.fmean(found):+.1f}"
+    error = standard_error(found)
+    return text if error is None else f"{text} ± {100 * error:.1f}"
