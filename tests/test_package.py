@@ -68,6 +68,8 @@ def test_wheel_holds_every_config_and_nothing_else_of_the_checkout(wheel):
     assert {name for name in names if name.endswith(".yaml")} == configs
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "distinit_plugin").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    pages = {"analysis/published.csv", "analysis/assets/page.css", "analysis/assets/page.js"}
+    assert {f"distinit_plugin/{name}" for name in pages} <= names
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"distinit_plugin"}
 

@@ -295,9 +295,16 @@ def test_a_study(tmp_path, capsys):
     assert len(states) == 7
     assert (states["inflated, seed 0"], states["scratch, seed 0"]) == ("not started", "done")
     assert page.text.count("scratch, seed 0") > 1
+    own = {"baseline": None, "baselines": {"DistInit": "scratch", "scratch": "inflated"}}
+    file.write_text(json.dumps(study | own))
+    table = {row["row"]: row for row in page_of("--study", file, folder=tmp_path).table("Study: Does it help?")}
+    assert [table[row]["compared with"] for row in table] == ["inflated", "scratch", "–"]
+    assert table["DistInit"]["difference, points"] == "+18.8 ± 6.2"
+    assert table["scratch"]["difference, points"] == "–"  # its baseline has no result
     for change, message in (
         ({"baseline": "gone"}, "its baseline is none of its rows"),
         ({"rows": {}}, "it has no runs"),
+        ({"baselines": {"scratch": "gone"}}, "its baselines are none of its rows"),
         ({"rows": {"a": ["b"]}}, "no objects"),
         ({"rows": {"a": {"0": 7}}}, "a folder is no text"),
         ({"metric": "beauty"}, "its metric is none of"),

@@ -32,9 +32,10 @@ def text_cell(text: str) -> Cell:
 def number_cell(text: str) -> Cell:
     """A text that sorts as a number where it is one."""
     try:
-        return Cell(text, float(text))
+        value = float(text)
     except ValueError:
-        return text_cell(text)
+        value = math.nan
+    return Cell(text, value) if math.isfinite(value) else text_cell(text)
 
 
 def state_cell(facts: RunFacts) -> Cell:
@@ -166,6 +167,9 @@ def study_section(study: Study, rows: Sequence[StudyRow]) -> Section:
     measure = MEASURES[study.metric]
     compared = any(row.gain for row in rows)
     columns = [Column("row"), Column(f"{measure}, %", numeric=True), Column("seeds", numeric=True)]
+    bases = {name for row in rows if (name := study.baseline_of(row.name)) is not None}
+    if len(bases) > 1:
+        columns.append(Column("compared with"))
     if compared:
         columns += [Column("difference, points", numeric=True), Column("seeds ahead", numeric=True)]
     columns += [Column(f"seed {seed}", numeric=True) for seed in seeds]
@@ -173,6 +177,7 @@ def study_section(study: Study, rows: Sequence[StudyRow]) -> Section:
     for row in rows:
         cells = [Cell(row.name), Cell(row.text, row.mean, share=row.mean)]
         cells.append(Cell(str(len(row.values)), float(len(row.values))))
+        cells += [text_cell(study.baseline_of(row.name) or "")] if len(bases) > 1 else []
         if compared:
             cells.append(Cell(row.gain or MISSING, row.mean_gain))
             cells.append(Cell(row.ahead, float(row.ahead.split()[0])) if row.ahead else Cell(MISSING))
@@ -180,8 +185,9 @@ def study_section(study: Study, rows: Sequence[StudyRow]) -> Section:
         table.append(cells)
     note = "Mean ± sample standard deviation over seeds."
     if compared:
+        base = f"'{next(iter(bases))}'" if len(bases) == 1 else "the row that each is compared with"
         note += (
-            f" Differences are those from '{study.baseline}', seed by seed: mean ± standard error of the seeds that "
+            f" Differences are those from {base}, seed by seed: mean ± standard error of the seeds that "
             "both have; a difference within two standard errors may well be chance, and few seeds tell little."
         )
     blocks: list[Block] = [Text(note), Table(f"Study: {study.name}", columns, table)]

@@ -165,8 +165,8 @@ def read_facts(name: str, folder: Path, results: Path, bad_videos: Path) -> RunF
         facts.record = read_record(folder)
     with facts.problems.collect():
         _read_metrics(facts, results / METRICS_FILE)
-    facts.timing = read_timing(folder)
     try:
+        facts.timing = read_timing(folder)
         facts.curves = read_curves(folder)
     except UserError:  # it has not trained
         facts.curves = None

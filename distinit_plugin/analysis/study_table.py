@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +24,25 @@ class Study:
         rows: Row → seed → the run's folder.
         baseline: The row that the others are compared with; ``None``: no comparison.
         metric: Of ``metrics.json``.
+        baselines: Row → the one that it is compared with, where rows have different ones.
     """
 
     name: str
     rows: Mapping[str, Mapping[str, Path]]
     baseline: str | None = None
     metric: str = "top1"
+    baselines: Mapping[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, row: str) -> str | None:
+        """The row that another one is compared with."""
+        found = self.baselines.get(row, self.baseline)
+        return found if found != row else None
 
     @property
-    def folders(self) -> list[Path]:
-        """Of all runs, each once."""
-        return list(dict.fromkeys(folder for row in self.rows.values() for folder in row.values()))
+    def base_folders(self) -> set[Path]:
+        """The first run of each row that others are compared with."""
+        rows = {name for row in self.rows if (name := self.baseline_of(row)) is not None}
+        return {next(iter(self.rows[name].values())) for name in rows if self.rows[name]}
 
 
 def read_study(path: Path, metrics: Sequence[str]) -> Study:
@@ -58,14 +66,17 @@ def read_study(path: Path, metrics: Sequence[str]) -> Study:
         baseline = values.get("baseline")
         if baseline is not None and (not isinstance(baseline, str) or baseline not in rows):
             raise ValueError("its baseline is none of its rows")
+        baselines = {str(row): str(base) for row, base in _object(values.get("baselines", {})).items()}
+        if not {*baselines, *baselines.values()} <= rows.keys():
+            raise ValueError("its baselines are none of its rows")
         metric = _name(values.get("metric", "top1"), "its metric")
         if metric not in metrics:
             raise ValueError(f"its metric is none of {', '.join(metrics)}")
-        return Study(_name(values["name"], "its name"), rows, baseline, metric)
+        return Study(_name(values["name"], "its name"), rows, baseline, metric, baselines)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as a study ({why_unusable(error)}). It holds name, baseline (a row or null), rows "
-            "{row: {seed: folder}} and metric, as distinit study writes it."
+            "{row: {seed: folder}} and metric."
         ) from error
 
 
@@ -122,19 +133,19 @@ def study_rows(study: Study, results: Mapping[Path, float]) -> list[StudyRow]:
         name: {seed: results[folder] for seed, folder in row.items() if folder in results}
         for name, row in study.rows.items()
     }
-    base = values[study.baseline] if study.baseline is not None else {}
     rows = []
     for name, own in values.items():
-        common = [seed for seed in own if seed in base] if name != study.baseline else []
-        ours, theirs = [own[seed] for seed in common], [base[seed] for seed in common]
+        base = values[study.baseline_of(name) or name]
+        common = [seed for seed in own if seed in base] if study.baseline_of(name) else []
+        found = differences([own[seed] for seed in common], [base[seed] for seed in common])
         rows.append(
             StudyRow(
                 name=name,
                 values=own,
                 missing=[seed for seed in study.rows[name] if seed not in own],
-                gain=paired_text(differences(ours, theirs)),
-                mean_gain=statistics.fmean(ours) - statistics.fmean(theirs) if common else None,
-                ahead=f"{sum(a > b for a, b in zip(ours, theirs, strict=True))} of {len(common)}" if common else "",
+                gain=paired_text(found),
+                mean_gain=statistics.fmean(found) if found else None,
+                ahead=f"{sum(value > 0 for value in found)} of {len(found)}" if found else "",
             )
         )
     return rows

@@ -81,14 +81,11 @@ def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") 
     """All sections, pictures included."""
     changes = {own.name: changes_in(own) for own in facts}
     sections = [results_section(facts)]
-    baseline = None
     if study is not None:
         results = {own.folder: own.metrics[study.metric] for own in facts if study.metric in own.metrics}
         sections.append(study_section(study, study_rows(study, results)))
-        if study.baseline is not None:
-            baseline = next(iter(study.rows[study.baseline].values()), None)
     drawn = representatives(facts, study)
-    classes = [*class_blocks(facts), *class_pictures(drawn, baseline)]
+    classes = [*class_blocks(facts), *class_pictures(drawn, study.base_folders if study is not None else ())]
     sections += [
         published_section(facts, changes),
         Section("curves", "Curves", curve_blocks(facts)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,16 +111,16 @@ def curve_blocks(runs: Sequence[RunFacts]) -> list[Block]:
 
 
 # -------------------------------------------------------------------------------------------------------- classes
-def class_pictures(runs: Sequence[RunFacts], baseline: Path | None) -> list[Block]:
+def class_pictures(runs: Sequence[RunFacts], baselines: Collection[Path]) -> list[Block]:
     """Gains by class over one run of each network, and confusions.
 
     Args:
         runs: See ``representatives``.
-        baseline: Folder of the run that those of its network are compared with; ``None``: the first one.
+        baselines: Folders of runs that those of their network are compared with; where it has none: its first run.
     """
     blocks: list[Block] = []
     tested = [(facts, scores) for facts in runs if (scores := _scores(facts, blocks)) is not None]
-    pairs = list(_pairs(tested, baseline))
+    pairs = list(_pairs(tested, baselines))
     for number, (one, other) in enumerate(pairs[:MOST_PAIRS], start=1):
         try:
             found = compare_runs(one, other)
@@ -161,13 +161,13 @@ def _scores(facts: RunFacts, blocks: list[Block]) -> Scores | None:
     return Scores(facts.name, found.paths, found.labels, found.values, found.class_names)
 
 
-def _pairs(tested: list[tuple[RunFacts, Scores]], baseline: Path | None) -> Iterator[tuple[Scores, Scores]]:
+def _pairs(tested: list[tuple[RunFacts, Scores]], baselines: Collection[Path]) -> Iterator[tuple[Scores, Scores]]:
     """Each run with the one that it is compared with: of the same classes and network."""
     groups: dict[tuple[str, tuple[str, ...]], list[tuple[RunFacts, Scores]]] = {}
     for facts, scores in tested:
         groups.setdefault((facts.described.network, tuple(scores.class_names)), []).append((facts, scores))
     for own in groups.values():
-        named = [scores for facts, scores in own if baseline is not None and facts.folder == baseline]
+        named = [scores for facts, scores in own if facts.folder in baselines]
         base = named[0] if named else own[0][1]
         yield from ((scores, base) for _, scores in own if scores is not base)
 
