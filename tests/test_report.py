@@ -157,12 +157,15 @@ def test_thin_lines_keep_their_colours():
     figure = new_figure(2.0, 2.0)
     axis = figure.subplots()
     axis.imshow(noise)
+    figure.text(0, 0, "letters")
     for place, colour in enumerate(COLOURS):
         axis.add_patch(Rectangle((place * 5, 10), 3, 3, color=colour))
     found = report_figures.picture("x", figure, "", "")
     colours = {colour for _, colour in Image.open(io.BytesIO(found.png)).convert("RGB").getcolors(maxcolors=1 << 16)}
     assert {tuple(bytes.fromhex(colour[1:])) for colour in (*COLOURS, "#ffffff")} <= colours
     assert len(colours) <= 256
+    (corner,) = Image.open(io.BytesIO(found.png)).convert("RGB").crop((1, 1, 2, 2)).getcolors()
+    assert corner == (1, (255, 255, 255))
 
 
 def test_what_becomes_of_a_run_is_recorded(videos, tmp_path, monkeypatch):

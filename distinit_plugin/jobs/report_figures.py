@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 from torch import nn
 
@@ -42,6 +43,8 @@ FILTERS = 3
 _OWN_COLOURS = 96
 _SHADES = 16
 """Between a line's colour and white: edges of lines and letters are smooth."""
+_NEAR = 8
+"""Two colours that differ by so little may be taken for each other, and white would become grey."""
 
 
 def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
@@ -49,9 +52,8 @@ def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     whole = Image.open(file).convert("RGB")
-    known, own = _line_colours(), whole.quantize(_OWN_COLOURS).getpalette() or []
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*known, *own[: 3 * (256 - len(known) // 3)]])
+    palette.putpalette(_colours(whole))
     small = io.BytesIO()
     whole.quantize(palette=palette, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return Picture(name, small.getvalue(), whole.width, whole.height, alt, caption)
@@ -66,6 +68,14 @@ def _line_colours() -> tuple[int, ...]:
         for shade in range(_SHADES + 1)
         for place in (1, 3, 5)
     )
+
+
+def _colours(image: Image.Image) -> list[int]:
+    """Red, green, blue of a palette: shades of lines, and the picture's own colours that are none of these."""
+    known = np.array(_line_colours()).reshape(-1, 3)
+    own = np.array(image.quantize(_OWN_COLOURS).getpalette()).reshape(-1, 3)
+    far = np.abs(own[:, None] - known).max(axis=2).min(axis=1) > _NEAR
+    return [int(value) for value in np.concatenate([known, own[far]])[:256].flatten()]
 
 
 def representatives(runs: Sequence[RunFacts], study: Study | None) -> list[RunFacts]:
