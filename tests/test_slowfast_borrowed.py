@@ -227,7 +227,8 @@ def largest_difference(one, other):
 
 
 @pytest.mark.parametrize(("student", "ranks"), [(THEIRS, 1), (MVIT, 1), (MVIT, 2)], ids=["resnet", "mvit", "two ranks"])
-def test_a_training_goes_on_in_either_program(tmp_path, corpus, image_teacher, student, ranks):
+@pytest.mark.parametrize("begins", ["here", "there"])
+def test_a_training_goes_on_in_either_program(tmp_path, corpus, image_teacher, student, ranks, begins):
     """One epoch in one, the next in the other, against both epochs in the one: weights, heads and slots travel."""
 
     def here(output, epochs):
@@ -237,21 +238,21 @@ def test_a_training_goes_on_in_either_program(tmp_path, corpus, image_teacher, s
     def there(output, epochs):
         run_there(tmp_path, continued(corpus, output, image_teacher, student, ranks), "SOLVER.MAX_EPOCH", epochs)
 
-    for first, second in ((here, there), (there, here)):
-        names = [f"{first.__name__}_{last.__name__}" for last in (first, second)]
-        first(tmp_path / names[0], 1)
-        shutil.copytree(tmp_path / names[0], tmp_path / names[1])
-        first(tmp_path / names[0], 2)
-        second(tmp_path / names[1], 2)
-        before, stayed, moved = state_of(tmp_path / names[0]), *(state_of(tmp_path / name, 2) for name in names)
-        assert stayed["epoch"] == moved["epoch"] == 1
-        for entry in ("model_state", "adapters"):
-            one, other, start_ = (
-                state[entry] if entry in state else state["distinit"][entry] for state in (stayed, moved, before)
-            )
-            assert largest_difference(one, start_) > 1e-3  # the second epoch changed something
-            assert largest_difference(one, other) < 1e-4, (names, entry)
-        assert [line.epoch for line in read_log(tmp_path / names[1]) if line.kind == "train_epoch"][:2] == [1, 2]
+    first, second = (here, there) if begins == "here" else (there, here)
+    names = [f"{first.__name__}_{last.__name__}" for last in (first, second)]
+    first(tmp_path / names[0], 1)
+    shutil.copytree(tmp_path / names[0], tmp_path / names[1])
+    first(tmp_path / names[0], 2)
+    second(tmp_path / names[1], 2)
+    before, stayed, moved = state_of(tmp_path / names[0]), *(state_of(tmp_path / name, 2) for name in names)
+    assert stayed["epoch"] == moved["epoch"] == 1
+    for entry in ("model_state", "adapters"):
+        one, other, start_ = (
+            state[entry] if entry in state else state["distinit"][entry] for state in (stayed, moved, before)
+        )
+        assert largest_difference(one, start_) > 1e-3  # the second epoch changed something
+        assert largest_difference(one, other) < 1e-4, (names, entry)
+    assert [line.epoch for line in read_log(tmp_path / names[1]) if line.kind == "train_epoch"][:2] == [1, 2]
 
 
 def test_a_student_of_this_runner_is_fine_tuned_there_and_back(tmp_path, corpus, image_teacher, their_run):
