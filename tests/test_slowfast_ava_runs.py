@@ -232,8 +232,8 @@ def test_two_processes_train_and_test_as_one(tmp_path, persons, weights):
     assert first["loss"] == pytest.approx(second["loss"], abs=2e-5)
     begun = torch.load(weights["TRAIN__CHECKPOINT_FILE_PATH"])["model_state"]
     moved, other = (
-        torch.cat([(state_of(folder)["model_state"][name] - begun[name]).double().flatten() for name in begun])
-        for folder in (one, two)
+        torch.cat([(state[name] - begun[name]).double().flatten() for name in begun])
+        for state in (state_of(folder)["model_state"] for folder in (one, two))
     )
     assert moved.abs().max() > 1e-5
     assert (moved - other).norm() < 0.02 * moved.norm()
