@@ -14,7 +14,11 @@ import torch
 from bad_inputs import Place, World
 
 from distinit_plugin import cli
+from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.engine.checkpoint import load_checkpoint
+from distinit_plugin.engine.progress import RunLog
+from distinit_plugin.errors import UserError
+from distinit_plugin.jobs.session import open_session
 
 SECONDS = 240  # that any of these may take on a busy machine
 
@@ -121,6 +125,23 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(world, tmp_path):
     (error,) = err.splitlines()
     assert error.startswith("error: A decoding process died")
     assert "DATA_LOADER.NUM_WORKERS" in error
+
+
+@pytest.mark.parametrize("said", ["DataLoader worker (pid 7) is killed by signal: Killed. ", "another thing"])
+def test_a_dead_worker_is_a_sentence_also_while_the_job_cleans_up(said, tmp_path, monkeypatch):
+    """torch tells it by a signal, wherever the process is at that moment."""
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    close = RunLog.close
+
+    def closed(log):
+        close(log)
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(RunLog, "close", closed)
+    expected = (UserError, "A decoding process died") if "worker" in said else (RuntimeError, "another thing")
+    with pytest.raises(expected[0], match=expected[1]), open_session(cfg):
+        raise UserError("the first")
 
 
 @pytest.mark.parametrize("before_the_run", [False, True])

@@ -192,8 +192,22 @@ def open_session(
         corpora: Lists that are read already; ``None``: they are read when they are asked for.
 
     Raises:
-        UserError: The device is not there, or OUTPUT_DIR cannot be written.
+        UserError: The device is not there, OUTPUT_DIR cannot be written, or a decoding process died.
     """
+    try:
+        with _set_up(cfg, log_to_folder=log_to_folder, console=console, corpora=corpora) as session:
+            yield session
+    except RuntimeError as error:  # torch raises it wherever this process is, also while it cleans up
+        dead_worker = explain_dead_worker(error)
+        if dead_worker is None:
+            raise
+        raise dead_worker from error
+
+
+@contextmanager
+def _set_up(
+    cfg: CfgNode, *, log_to_folder: bool, console: Console | None, corpora: Corpora | None
+) -> Iterator[Session]:
     device = choose_device(cfg)
     num_threads = torch.get_num_threads()
     if cfg.RUNNER.NUM_THREADS:
@@ -235,10 +249,7 @@ def open_session(
     except UserError:
         raise
     except Exception as error:
-        dead_worker = explain_dead_worker(error) if isinstance(error, RuntimeError) else None
-        if dead_worker is not None:
-            raise dead_worker from error
-        if log is not None:
+        if log is not None and not (isinstance(error, RuntimeError) and explain_dead_worker(error)):
             log.record(error)
         raise
     finally:
