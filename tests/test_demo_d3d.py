@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.d3d import D3D, FROM_RGB, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of
+from distinit_plugin.demos.d3d import CONTROLS, D3D, MIXTURES, STREAMS, STUDENTS, DemoD3D, folder_of
 from distinit_plugin.demos.motions import CLASS_NAMES, PAIRS, MotionData, make_motions
 from distinit_plugin.demos.runs import pairs_of, run_task
 from distinit_plugin.engine.results import differences, paired_text
@@ -88,7 +88,7 @@ def test_paired_differences(ours, theirs, text):
     assert paired_text(differences(ours, theirs)) == text
 
 
-@pytest.mark.parametrize("student", [*STUDENTS, FROM_RGB], ids=lambda student: student.config)
+@pytest.mark.parametrize("student", [*STUDENTS, *CONTROLS], ids=lambda student: student.config)
 def test_a_teacher_that_sees_the_same_is_of_another_seed(data, tmp_path, student):
     """With its own seed, a student of the RGB stream would start as its teacher did and see the same clips."""
     demo = DemoD3D(tmp_path, say=lambda _: None, seeds=[3, 5])
