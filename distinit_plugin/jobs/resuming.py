@@ -20,17 +20,13 @@ from distinit_plugin.video.check import inspect_video
 from distinit_plugin.video.isolated import Crash, run_isolated
 from distinit_plugin.weights import read_checkpoint
 
-HARMLESS = (
+NEUTRAL = (
     "CORPUS.DECODE_TIMEOUT",
     "CORPUS.INDEX_CACHE",
-    "CORPUS.MAX_BAD_FRACTION",
-    "CORPUS.TEST.",
     "DATA_LOADER.",
     "LOG_",
     "OUTPUT_DIR",
-    "RUNNER.CHANNELS_LAST",
     "RUNNER.COLLECTIVE_TIMEOUT",
-    "RUNNER.COMPILE",
     "RUNNER.DRY_RUN",
     "RUNNER.INIT_METHOD",
     "RUNNER.JOIN_TIMEOUT",
@@ -40,9 +36,18 @@ HARMLESS = (
     "RUNNER.PROGRESS",
     "RUNNER.RESUME_MINUTES",
     "TENSORBOARD.",
-    "TEST.",
     "TRAIN.AUTO_RESUME",
     "TRAIN.CHECKPOINT_PERIOD",
+)
+"""Keys (or their beginnings) of which a run's result does not depend."""
+
+HARMLESS = (
+    *NEUTRAL,
+    "CORPUS.MAX_BAD_FRACTION",
+    "CORPUS.TEST.",
+    "RUNNER.CHANNELS_LAST",
+    "RUNNER.COMPILE",
+    "TEST.",
     "TRAIN.EVAL_PERIOD",
 )
 """Keys (or their beginnings) that a continued run may change: they decide nothing about what is learnt."""

@@ -21,28 +21,8 @@ from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.load import read_cfg
 from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.errors import ConfigError
+from distinit_plugin.jobs.resuming import NEUTRAL
 from distinit_plugin.studies.spec import REFERENCE, Options, Step, Study
-
-NEUTRAL = (
-    "CORPUS.DECODE_TIMEOUT",
-    "CORPUS.INDEX_CACHE",
-    "DATA_LOADER.",
-    "LOG_",
-    "OUTPUT_DIR",
-    "RUNNER.COLLECTIVE_TIMEOUT",
-    "RUNNER.DRY_RUN",
-    "RUNNER.INIT_METHOD",
-    "RUNNER.JOIN_TIMEOUT",
-    "RUNNER.KEEP_CHECKPOINTS",
-    "RUNNER.KEEP_MEMORY",
-    "RUNNER.NUM_THREADS",
-    "RUNNER.PROGRESS",
-    "RUNNER.RESUME_MINUTES",
-    "TENSORBOARD.",
-    "TRAIN.AUTO_RESUME",
-    "TRAIN.CHECKPOINT_PERIOD",
-)
-"""Keys (or their beginnings) of which a run's result does not depend."""
 
 RUNS_FOLDER = "runs"
 DIGITS = 10
