@@ -186,8 +186,8 @@ def test_a_shared_step_is_one_run_and_a_change_makes_others(tmp_path, videos):
     assert len(own.runs) == 6
 
 
-def test_what_changes_no_result_is_what_a_continued_run_may_change():
-    assert not {"TEST.", "CORPUS.TEST."} & {*NEUTRAL}  # these change results, if not weights
+def test_what_is_tested_is_part_of_a_result():
+    assert not {"TEST.", "CORPUS.TEST."} & {*NEUTRAL}  # of which weights do not depend
 
 
 # ----------------------------------------------------------------------------------------------- killed, and going on
