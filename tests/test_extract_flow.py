@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import av
@@ -20,7 +21,6 @@ from distinit_plugin.flow.store import FlowStore
 from distinit_plugin.jobs.corpus_check import read_corpus
 from distinit_plugin.jobs.flow_extraction import FlowExtraction, common_root, extract_flow
 from distinit_plugin.jobs.flow_pictures import show_flow
-from distinit_plugin.video import isolated
 
 SLOW = os.environ.get("DISTINIT_TEST_SLOW") == "1"
 GOOD = {"one/a.mp4": 12, "one/b.avi": 9, "two/a.mp4": 7, "two/single.mp4": 1}
@@ -67,10 +67,8 @@ def test_store_of_a_corpus(corpus, whole):
 def test_no_process_is_forked_beside_threads_of_opencv(corpus, tmp_path, monkeypatch):
     """It would hang, now and then, when it asks OpenCV for their number."""
     cv2 = pytest.importorskip("cv2")
-    counts, start = [], isolated._start
-    monkeypatch.setattr(
-        isolated, "_start", lambda *job, **how: (counts.append(cv2.getNumThreads()), start(*job, **how))[1]
-    )
+    counts, start = [], BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda process: (counts.append(cv2.getNumThreads()), start(process))[1])
     before = cv2.getNumThreads()
     cv2.setNumThreads(2)
     try:

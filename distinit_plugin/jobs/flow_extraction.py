@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,27 +133,11 @@ def extract_flow(
         result = FlowExtraction(jpeg_quality=settings.quality)
         log = RunLog(None, console=console or Console(stderr=True))
         try:
-            with _no_threads_of_opencv():
-                _run(job, paths, num_workers, log.console, result)
+            _run(job, paths, num_workers, log.console, result)
         finally:
             log.close()
         _write_tables(output, result)
     return result
-
-
-@contextlib.contextmanager
-def _no_threads_of_opencv() -> Iterator[None]:
-    """A process that was forked beside threads of OpenCV hangs when it first asks for their number: end them before."""
-    cv2 = sys.modules.get("cv2")
-    if cv2 is None:
-        yield
-        return
-    count = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(count)
 
 
 def _run(job: VideoJob, paths: list[str], num_workers: int, console: Console, result: FlowExtraction) -> None:

@@ -6,6 +6,7 @@ process has its own pipe and one item at a time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -132,11 +133,27 @@ def _collect(
         yield item, answer
 
 
+@contextlib.contextmanager
+def _no_threads_of_opencv() -> Iterator[None]:
+    """A process that was forked beside threads of OpenCV hangs when it first asks for their number: end them before."""
+    cv2 = sys.modules.get("cv2")
+    if cv2 is None:
+        yield
+        return
+    count = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(count)
+
+
 def _start(function: Callable[[Item], Any], *, daemon: bool) -> _Worker[Item]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(function, there, os.getpid()), daemon=daemon)  # type: ignore[attr-defined]
-    process.start()
+    with _no_threads_of_opencv():
+        process.start()
     there.close()  # so that the death of the process ends the pipe
     return _Worker(process, here)
 
