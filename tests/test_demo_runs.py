@@ -6,9 +6,11 @@ import signal
 import time
 
 import pytest
+import torch
 
 from distinit_plugin.demos.runs import Runs
 from distinit_plugin.errors import UserError
+from distinit_plugin.video.isolated import run_isolated
 
 
 def late_first(item, folder, options):
@@ -43,3 +45,18 @@ def test_what_ends_a_run_is_told_and_no_process_is_left(tmp_path, do, words):
     with pytest.raises(UserError, match=words):
         list(outcomes)
     assert multiprocessing.active_children() == []
+
+
+def shared_out(_):
+    return float(torch.ones(2000, 2000).exp().log().mean())
+
+
+def test_processes_do_not_wait_for_threads_that_were_not_forked():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert shared_out(0) == pytest.approx(1.0)
+        found = dict(run_isolated(shared_out, [1, 2], num_workers=2, max_seconds=20))
+        assert found == {1: pytest.approx(1.0), 2: pytest.approx(1.0)}
+    finally:
+        torch.set_num_threads(before)

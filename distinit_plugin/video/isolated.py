@@ -161,6 +161,8 @@ def _start(function: Callable[[Item], Any], *, daemon: bool) -> _Worker[Item]:
 def _serve(function: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
+    if "torch" in sys.modules:  # its threads are not forked either: a loop that is shared out would wait for them
+        sys.modules["torch"].set_num_threads(1)
     while True:
         try:
             # Sisters hold copies of the parent's end, so that a killed parent does not end the pipe.
