@@ -83,7 +83,7 @@ class Runs:
 
     def alone(self, task: Task) -> Outcome:
         """Do one run with all threads; in a process of its own, so that this one has none when it forks others."""
-        (outcome,) = self._isolated(run_task, [task], {}, processes=1)
+        (outcome,) = self._isolated(run_task, [task], {"RUNNER.NUM_THREADS": num_cores()}, processes=1)
         return outcome
 
     def all(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
