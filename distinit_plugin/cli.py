@@ -71,6 +71,9 @@ EXIT_USER_ERROR = 1
 EXIT_DEFECT = 3
 EXIT_INTERRUPTED = 130
 
+FILE_COLUMNS = "140"
+"""Width of what is printed into a file or a pipe."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the entry point of the console command."""
@@ -91,6 +94,8 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
     printed sentence and exit code 3; its traceback goes to a file.
     """
     _open_standard_streams()
+    if not os.isatty(1):  # a file, as a scheduler makes one, has no width: tables shall not be folded to 80 columns
+        os.environ.setdefault("COLUMNS", FILE_COLUMNS)
     verb = VERBS[name]
     module = importlib.import_module(f"distinit_plugin.commands.{verb.module}")
     parser = argparse.ArgumentParser(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_jobs import write_videos
 
+from distinit_plugin.cli import FILE_COLUMNS
 from distinit_plugin.demos.persons import PersonData, make_persons
 from distinit_plugin.engine.curves import plot_curves, read_curves
 from distinit_plugin.jobs import running
@@ -16,6 +17,12 @@ def _numerics():
     """One thread per test process (pytest-xdist runs several), and no slow denormals."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _width_of_files():
+    """What programs print has the width that it has in a file, whichever test comes first."""
+    os.environ["COLUMNS"] = FILE_COLUMNS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,12 +1,15 @@
 """The command line: exit codes, and one sentence instead of a traceback."""
 
 import csv
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from small_jobs import labelled, small_settings, write_corpus
 
 from distinit_plugin import cli
@@ -142,6 +145,19 @@ def test_interrupt_exits_with_130(config, capsys, monkeypatch):
     monkeypatch.setattr("distinit_plugin.jobs.running.run", interrupted)
     assert cli.main(["run", "--cfg", str(config)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "given", "width"), [(False, None, 140), (False, "90", 90), (True, None, 80), (True, "90", 90)]
+)
+def test_tables_in_a_file_are_not_folded(terminal, given, width, config, monkeypatch, capsys):
+    """A terminal has its own width, which is 80 where it is none at all."""
+    monkeypatch.setattr(os, "isatty", lambda number: terminal)
+    monkeypatch.setenv("COLUMNS", given or "")
+    if given is None:
+        monkeypatch.delenv("COLUMNS")
+    assert cli.main(["config", "--cfg", str(config)]) == 0
+    assert Console(file=io.StringIO()).width == width
 
 
 def test_check_corpus(tmp_path, capsys):

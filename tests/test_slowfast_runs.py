@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -256,18 +257,62 @@ def test_distinit_on_its_own_network(tmp_path, corpus, image_teacher):
     assert adapters.keys() == state["distinit"]["adapters"].keys()
 
 
-def test_its_own_program_fine_tunes_the_student(tmp_path, corpus, image_teacher):
-    """The student goes into PySlowFast without terms: no keys are missing, none are left over."""
-    pretrained = run_there(tmp_path, on_slow(corpus, tmp_path / "pretrained", image_teacher))
-    plain = tmp_path / "plain.yaml"
-    assert cli.main(["config", "--plain", "--output", str(plain), "--cfg", str(tmp_path / "job.yaml")]) == 0
-    words = ["DATA.PATH_TO_DATA_DIR", corpus / "lists", "TRAIN.CHECKPOINT_FILE_PATH", checkpoint(pretrained)]
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, corpus, image_teacher):
+    """``plain.yaml`` and ``run`` of DistInit on PySlowFast's own network."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    run_there(folder, on_slow(corpus, folder / "run", image_teacher))
+    plain = folder / "plain.yaml"
+    assert cli.main(["config", "--plain", "--output", str(plain), "--cfg", str(folder / "job.yaml")]) == 0
+    return folder
+
+
+def scores_of(output):
+    """Sums of probabilities over views and places ``(videos, classes)``, and labels ``(videos)``."""
+    with open(output / "scores.pkl", "rb") as file:
+        return pickle.load(file)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_its_own_program_fine_tunes_the_student(tmp_path, corpus, pretrained, ranks):
+    """The student goes into PySlowFast without terms: no keys are missing, none are left over.
+
+    Fine-tuned, validated and tested on several views; its scores are those that one process gives.
+    """
+    words = ["--cfg", pretrained / "plain.yaml", "DATA.PATH_TO_DATA_DIR", corpus / "lists", "TEST.ENABLE", "True"]
+    words += ["TEST.NUM_ENSEMBLE_VIEWS", "3", "TEST.NUM_SPATIAL_CROPS", "3", "TEST.SAVE_RESULTS_PATH", "scores.pkl"]
+    given = ["TRAIN.CHECKPOINT_FILE_PATH", checkpoint(pretrained / "run"), "RUNNER.CPU_RANKS", str(ranks)]
     output = tmp_path / "tuned"
-    done = start(tmp_path, ["--cfg", plain, *words, "TEST.ENABLE", "True", "OUTPUT_DIR", output])
+    done = start(tmp_path, [*words, *given, "OUTPUT_DIR", output])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("missing keys: []") == done.stdout.count("unexpected keys: []") == 2
     assert json_stats(output, "val_epoch", "json_stats.log")
     assert '"split": "test_final"' in (output / "stdout.log").read_text()
+    if ranks == 1:
+        return
+    given = ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH", checkpoint(output)]
+    alone = tmp_path / "alone"
+    done = start(tmp_path, [*words, *given, "OUTPUT_DIR", alone])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (ours, labels), (theirs, their_labels) = scores_of(output), scores_of(alone)
+    assert labels.tolist() == their_labels.tolist()
+    assert (ours - theirs).abs().max() < 1e-4
+    assert theirs.sum(1).tolist() == pytest.approx([9.0] * len(theirs), abs=1e-4)  # 3 clips × 3 crops
+    assert (theirs - theirs.mean(0)).abs().max() > 1e-3  # they say something
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_d3d_trains_validates_and_tests_there(tmp_path, corpus, flow_teacher, ranks):
+    sections = {"TEST": {"ENABLE": True, "NUM_ENSEMBLE_VIEWS": 2}, "RUNNER": {"CPU_RANKS": ranks}}
+    corpora = labelled(corpus, TRAIN="train", VAL="test", TEST="test")
+    output = run_there(tmp_path, d3d_settings(corpus, tmp_path / "run", flow_teacher, **merged(corpora, sections)))
+    (epoch,) = json_stats(output, "train_epoch", "json_stats.log")
+    assert epoch["loss"] == pytest.approx(epoch["loss_0"] + 0.5 * epoch["loss_1"], abs=1e-3)  # action + FLOW × 0.5
+    assert epoch["loss_1"] > 0.01
+    assert len(json_stats(output, "val_epoch", "json_stats.log")) == 1
+    assert '"split": "test_final"' in (output / "stdout.log").read_text()
+    network = build_network("S3DG", num_classes=2, input=InputSpec(), width=8)
+    assert state_of(output)["model_state"].keys() == network.bare_state_dict().keys()
 
 
 def test_networks_of_this_package_train_and_test_there(tmp_path, corpus):

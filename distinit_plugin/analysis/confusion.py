@@ -72,7 +72,7 @@ def draw_confusion(name: str, table: Counts, class_names: Sequence[str]) -> Figu
     axis.set_xlabel("predicted")
     axis.set_ylabel("label")
     axis.set_title(
-        f"{label(name)}\n{int(table.sum())} videos, top-1 {100 * np.trace(table) / table.sum():.1f} %", fontsize=10
+        f"{label(name)}\n{int(table.sum())} videos, top-1 {100 * (np.trace(table) / table.sum()):.1f} %", fontsize=10
     )
     figure.colorbar(image, ax=axis, label="share of the class's videos (%)", shrink=0.8)
     return figure
