@@ -16,7 +16,10 @@ from distinit_plugin import InputSpec, build, build_network, cli, load_cfg
 from distinit_plugin.detection.joining import select
 from distinit_plugin.jobs.running import run
 
-pytestmark = pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set"),
+    pytest.mark.timeout(1200),  # whole programs, several in a test
+]
 
 OURS = Path(__file__).resolve().parents[1] / "configs" / "AVA" / "d3d_given_boxes.yaml"
 

@@ -32,7 +32,10 @@ from distinit_plugin.engine.logs import final_test, read_log
 
 __all__ = ["corpus", "image_teacher"]  # fixtures
 
-pytestmark = pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set"),
+    pytest.mark.timeout(1200),  # whole programs, several in a test
+]
 
 CONFIGS = ROOT / "configs" / "Kinetics"
 

@@ -29,7 +29,10 @@ from distinit_plugin import InputSpec, build_network, cli
 ROOT = Path(os.environ.get("PYSLOWFAST_ROOT") or ".")
 PACKAGE = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set")
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("PYSLOWFAST_ROOT"), reason="PYSLOWFAST_ROOT is not set"),
+    pytest.mark.timeout(1200),  # whole programs, several in a test
+]
 
 
 def words_of(line):
