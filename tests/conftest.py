@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_jobs import write_videos
+from small_jobs import only_read_curves, write_videos
 
 from distinit_plugin.demos.persons import PersonData, make_persons
-from distinit_plugin.engine.curves import plot_curves, read_curves
+from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.jobs import running
 
 
@@ -27,9 +27,9 @@ def _quick_collections():
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_pictures():
-    """A third of a small run is the drawing of its curves: they are only read, unless a test has ``drawn_curves``."""
+    """Curves are only read, in forked processes too, unless a test has ``drawn_curves``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "plot_curves", lambda runs, output: [read_curves(run) for run in runs.values()])
+        patch.setattr(running, "plot_curves", only_read_curves)
         yield
 
 
