@@ -78,6 +78,16 @@ SLOWEST_FIRST = (
     "test_package",
     "test_models",
     "test_soak",
+    "test_demo_d3d",
+    "test_model_parity",
+    "test_export",
+    "test_runs_networks",
+    "test_runs_d3d",
+    "test_teachers",
+    "test_cached_targets",
+    "test_real_videos",
+    "test_study",
+    "test_visualize",
 )
 """Files that keep a process busy for long: begun last, they would leave the others idle."""
 
