@@ -270,7 +270,7 @@ def test_the_slurm_script_ends_its_ranks_and_queues_again(cluster, tmp_path):
 
 
 def test_the_slurm_script_keeps_the_jobs_exit_status(cluster, tmp_path):
-    """The error that torchrun's two ranks both have is printed once."""
+    """Whatever it is. The words that torchrun gets are those of two ranks, whose error is printed once."""
     config, python, words = tmp_path / "wrong.yaml", tmp_path / "python", tmp_path / "words"
     config.write_text("SOLVER: {BASE_RL: 0.1}\n")
     python.write_text(FAILING.format(words=words))
