@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_jobs import write_videos
+from small_jobs import only_read_curves, write_videos
 
 from distinit_plugin.cli import FILE_COLUMNS
 from distinit_plugin.demos.persons import PersonData, make_persons
-from distinit_plugin.engine.curves import plot_curves, read_curves
+from distinit_plugin.engine.curves import plot_curves
 from distinit_plugin.jobs import running
 
 
@@ -34,9 +34,9 @@ def _quick_collections():
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_pictures():
-    """A third of a small run is the drawing of its curves: they are only read, unless a test has ``drawn_curves``."""
+    """Curves are only read, in forked processes too, unless a test has ``drawn_curves``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "plot_curves", lambda runs, output: [read_curves(run) for run in runs.values()])
+        patch.setattr(running, "plot_curves", only_read_curves)
         yield
 
 
@@ -85,6 +85,16 @@ SLOWEST_FIRST = (
     "test_package",
     "test_models",
     "test_soak",
+    "test_demo_d3d",
+    "test_model_parity",
+    "test_export",
+    "test_runs_networks",
+    "test_runs_d3d",
+    "test_teachers",
+    "test_cached_targets",
+    "test_real_videos",
+    "test_study",
+    "test_visualize",
 )
 """Files that keep a process busy for long: begun last, they would leave the others idle."""
 

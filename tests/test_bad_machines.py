@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,14 +82,20 @@ def long_job(place: Place) -> list[str]:
     return place.job("SOLVER.MAX_EPOCH", 10_000, "RUNNER.CLIPS_PER_EPOCH", 400, "DATA_LOADER.NUM_WORKERS", 2)
 
 
-def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(world, tmp_path):
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(world, tmp_path, capsys):
     place = Place(world, tmp_path)
     assert cli.main(place.job()) == 0
     first = place.output / "checkpoints" / "checkpoint_epoch_00001.pyth"
-    limit = first.stat().st_size // 2 // 1024
-    status, _, err = finish(start(place.job("SOLVER.MAX_EPOCH", 2), f'ulimit -f {limit}; exec "$@"'))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (first.stat().st_size // 2, before[1]))
+    try:
+        status = cli.main(place.job("SOLVER.MAX_EPOCH", 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 1
-    error = next(line for line in err.splitlines() if line.startswith("error: "))
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    error = next(line for line in printed.err.splitlines() if line.startswith("error: "))
     assert "checkpoint_epoch_00002.pyth" in error
     assert "Free space" in error
     assert sorted(path.name for path in first.parent.glob("checkpoint*")) == [first.name]
@@ -112,17 +120,30 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(world, tmp_path):
     assert "interrupted" in err.splitlines()[-1]
 
 
-def test_a_killed_worker_ends_the_run_with_a_sentence(world, tmp_path):
-    process = start(long_job(Place(world, tmp_path)))
-    wait_for_steps(process)
-    deadline = time.monotonic() + SECONDS
-    while process.poll() is None and time.monotonic() < deadline:  # workers come and go with the epochs
-        for worker in workers_of(process.pid):
-            os.kill(worker, signal.SIGKILL)
-        time.sleep(0.01)
-    status, _, err = finish(process)
-    assert status == 1, err
-    (error,) = err.splitlines()
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_worker_ends_the_run_with_a_sentence(world, tmp_path, capsys):
+    place, ended = Place(world, tmp_path), threading.Event()
+    others = set(workers_of(os.getpid()))
+
+    def kill_workers():
+        log, deadline = place.output / "stdout.log", time.monotonic() + SECONDS
+        while not ended.wait(0.01) and time.monotonic() < deadline:
+            if log.is_file() and "step 3/" in log.read_text():
+                for worker in set(workers_of(os.getpid())) - others:  # they come and go with the epochs
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    try:
+        status = cli.main(long_job(place))
+    finally:
+        ended.set()
+        killer.join()
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    assert status == 1, printed.err
+    (error,) = printed.err.splitlines()
     assert error.startswith("error: A decoding process died")
     assert "DATA_LOADER.NUM_WORKERS" in error
 

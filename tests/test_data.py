@@ -306,8 +306,9 @@ class _Slow(torch.utils.data.Dataset):
         return make_sample(key.index, key.index % 256)
 
 
-def test_workers_end_only_as_their_parent_wishes():
+def test_workers_end_only_as_their_parent_wishes(monkeypatch):
     """A scheduler signals all processes of a job; torch ends a worker that is stuck by SIGTERM."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds until it does so
     loader = build_loader(_Slow(), [SampleKey(0, n, n) for n in range(400)], 1, num_workers=2)
     before = set(multiprocessing.active_children())
     batches = iter(loader)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from rank_jobs import all_fail, fails, ranks_cfg
-from rank_processes import ROOT, ended, forked_ranks, free_port, run_forked, start
-from small_jobs import json_stats, labelled, small_cfg, weights_of, write_videos
+from rank_processes import ROOT, RUN_NET, ended, forked_ranks, free_port, run_forked, start
+from small_jobs import json_stats, labelled, small_cfg, weights_of
 
 from distinit_plugin import cli
 from distinit_plugin.engine import distributed
@@ -24,11 +24,6 @@ from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.session import choose_device
 
 SLURM = ROOT / "tools" / "slurm_run.sh"
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +214,10 @@ trap "exit 1" TERM
 echo "$@" > {words}
 while :; do sleep 0.1; done
 """
+FAILING = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > {words}
+exit 3
+"""
 
 
 @pytest.fixture
@@ -271,14 +270,20 @@ def test_the_slurm_script_ends_its_ranks_and_queues_again(cluster, tmp_path):
 
 
 def test_the_slurm_script_keeps_the_jobs_exit_status(cluster, tmp_path):
-    """The error that torchrun's two ranks both have is printed once."""
-    config = tmp_path / "wrong.yaml"
+    """Whatever it is. The words that torchrun gets are those of two ranks, whose error is printed once."""
+    config, python, words = tmp_path / "wrong.yaml", tmp_path / "python", tmp_path / "words"
     config.write_text("SOLVER: {BASE_RL: 0.1}\n")
-    status, _, errors = ended(start(["bash", SLURM, "--cfg", config], **cluster))
+    python.write_text(FAILING.format(words=words))
+    python.chmod(0o755)
+    environment = {**cluster, "PYTHON": str(python)}
+    status, _, errors = ended(start(["bash", SLURM, "--cfg", config], **environment))
+    assert (status, errors) == (3, "")
+    assert "requeue" not in Path(cluster["CALLS"]).read_text()
+    launcher, _, rest = words.read_text().partition(f"{RUN_NET}\n")
+    ((status, _, errors),) = run_forked([["run", *rest.splitlines()]], tmp_path, launcher.splitlines())
     assert status == 1
     assert errors.count("error: ") == 1
     assert "Did you mean BASE_LR?" in errors
-    assert "requeue" not in Path(cluster["CALLS"]).read_text()
 
 
 def test_the_slurm_script_needs_the_clone(cluster, tmp_path):

@@ -224,27 +224,32 @@ def test_torchvision_weights(name: str, builder: Callable[..., nn.Module]) -> No
         assert largest_difference(other, theirs, clip, reference) > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "builder", "shape"),
-    [
-        ("torchvision/mc3_18", mc3_18, (1, 3, 8, 112, 112)),
-        ("torchvision/s3d", s3d, (1, 3, 22, 224, 224)),  # the smallest clip with two positions of its 2×7×7 pool
-    ],
-)
-def test_external_torchvision(name: str, builder: Callable[..., nn.Module], shape: tuple[int, ...]) -> None:
-    theirs = calibrated(builder, 2, 3, 16, 64, 64, weights=None, num_classes=10)
-    clip = torch.randn(shape)
-    with torch.no_grad():
-        reference = theirs(clip)
-    ours = build_empty(name, num_frames=shape[2])
-    assert set(ours.bare_state_dict()) == set(theirs.state_dict())
-    assert largest_difference(ours, theirs, clip, reference) <= 1e-5
-    assert largest_difference(ours, theirs, clip.flip(2), reference) > 1e-3  # the control: another clip
-
-
 @pytest.fixture(scope="module")
 def torchvision_s3d() -> nn.Module:
     return calibrated(s3d, 2, 3, 16, 64, 64, weights=None, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def torchvision_mc3() -> nn.Module:
+    return calibrated(mc3_18, 2, 3, 8, 56, 56, weights=None, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mc3", (1, 3, 8, 56, 56)),
+        ("s3d", (1, 3, 22, 224, 224)),  # the smallest clip with two positions of its 2×7×7 pool
+    ],
+)
+def test_external_torchvision(name: str, shape: tuple[int, ...], request: pytest.FixtureRequest) -> None:
+    theirs = request.getfixturevalue(f"torchvision_{name}")
+    clip = torch.randn(shape)
+    with torch.no_grad():
+        reference = theirs(clip)
+    ours = build_empty({"mc3": "torchvision/mc3_18", "s3d": "torchvision/s3d"}[name], num_frames=shape[2])
+    assert set(ours.bare_state_dict()) == set(theirs.state_dict())
+    assert largest_difference(ours, theirs, clip, reference) <= 1e-5
+    assert largest_difference(ours, theirs, clip.flip(2), reference) > 1e-3  # the control: another clip
 
 
 def test_torchvision_s3d(torchvision_s3d: nn.Module) -> None:

@@ -10,7 +10,7 @@ from cached_jobs import fill, image_entry, job, write_world
 from flows import contents
 from rank_jobs import CASES, evaluate_all, exact_gradients, ranks_cfg, step_gradient, train_all
 from rank_processes import forked_ranks
-from small_jobs import brightness_teacher, labelled, small_cfg, weights_of, write_teacher, write_videos
+from small_jobs import brightness_teacher, labelled, small_cfg, weights_of, write_teacher
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,11 +19,6 @@ from distinit_plugin.engine.optim import build_optimizer
 from distinit_plugin.engine.precise_bn import update_bn_statistics
 from distinit_plugin.jobs.launching import launch
 from distinit_plugin.jobs.running import run
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients

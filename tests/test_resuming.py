@@ -1,17 +1,16 @@
 """Continuing runs: which state is taken, what may change on the way, and kills and signals on real processes."""
 
-import importlib.util
 import os
 import random
 import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from rank_processes import ROOT, forked_ranks
-from small_jobs import differing, labelled, merged, small_cfg, state_of, write_videos
+from killed_jobs import ForkedJob, kills
+from rank_processes import forked_ranks
+from small_jobs import differing, labelled, merged, small_cfg, state_of
 
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.load import load_cfg
@@ -23,23 +22,6 @@ from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.jobs import resuming, running
 from distinit_plugin.jobs.running import run
 from distinit_plugin.models.hardware import hardware_has_bf16
-
-
-def _kills():
-    """The harness of the long test in ``benchmarks/``."""
-    spec = importlib.util.spec_from_file_location("kill_and_resume", ROOT / "benchmarks" / "kill_and_resume.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-kills = _kills()
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def job(videos, output, **sections):
@@ -227,6 +209,7 @@ def _impatience(monkeypatch):
 
     monkeypatch.setattr(kills, "PATIENCE", 120.0)
     monkeypatch.setattr(kills, "make_job", remembered)
+    monkeypatch.setattr(kills, "Job", ForkedJob)
     yield
     for job in jobs:
         job.end_all()

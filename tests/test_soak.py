@@ -5,6 +5,7 @@ import ctypes
 import gc
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from videos import write_video
 from distinit_plugin.video import decode
 from distinit_plugin.video.index import IndexCache
 
-SIZES = {"samples": 2000, "videos": 140, "epochs": 4}
+SIZES = {"samples": 700, "videos": 140, "epochs": 4}
+BATCH = 5
+"""Batches of it fill an epoch, and every video is drawn five times, though an epoch does not end where a round does."""
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +30,14 @@ def soak():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_counts_are_exact_with_workers_and_broken_files(soak, tmp_path):
+def test_counts_are_exact_with_workers_and_broken_files(soak, tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "BATCH", BATCH)
+    monkeypatch.setattr(soak, "LOOKS", 60)  # each takes longer than a batch
+    monkeypatch.setattr(soak, "open_files", partial(soak.open_files, seconds=1.0))  # always used up by the first epoch
     seen = soak.soak(tmp_path, **SIZES, workers=2)
     assert soak.verdict(tmp_path, seen, **SIZES) == []
-    assert seen.samples == 2000
-    assert seen.replaced == 100
+    assert seen.samples == 700
+    assert seen.replaced == 35
     assert len(seen.bad) == 7  # one of each kind
     assert len(seen.looks) > 40
     assert min(seen.workers) > 1000
