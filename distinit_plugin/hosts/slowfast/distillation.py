@@ -144,6 +144,14 @@ class Distillation:
         self.heads = Heads(self._objective.trainable.adapters)
         self._objective.wrap(lambda _: _Replay(self))
         self._own_logits = build.needs_own_logits(cfg)
+        self._shown = next(  # the term whose target the output is compared with, for top1_err
+            (
+                term.name
+                for term in self._objective.terms
+                if term.teacher is not None and term.student_layer == "logits"
+            ),
+            None,
+        )
         self._needs_labels = cfg.ACTION.LOSS_WEIGHT > 0
         self._seen: ModelOutput | None = None  # of the pass that is under way
         self._output: ModelOutput | None = None  # of the pass whose loss comes next
@@ -217,7 +225,8 @@ class Distillation:
         self._output, self._predictions = output, predictions
         if self._own_logits:
             return None
-        return next((prediction for prediction in predictions.values() if prediction.ndim == 2), None)
+        self._shown = next((name for name, prediction in predictions.items() if prediction.ndim == 2), None)
+        return None if self._shown is None else predictions[self._shown]
 
     # -------------------------------------------------------------------------------------------- in the loss
 
@@ -233,8 +242,7 @@ class Distillation:
     def loss(self, preds: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         """The weighted sum, and the mean of each term over the processes, unweighted, in the order of ``names``.
 
-        Labels of clips that have none become the first teacher's best class, so that PySlowFast's ``top1_err`` says how
-        often the student disagrees with it.
+        Labels that say nothing about ``preds`` are replaced in place (``_set_labels``).
         """
         assert self._clip is not None, "the loss was asked for before the model ran"
         device = self._clip.device
@@ -249,15 +257,22 @@ class Distillation:
         counts = None
         if self._objective.counts_vary:
             counts = combine_counts([prepared], distributed.world_size(), distributed.all_reduce_sum)
-        if not self._own_logits and bool((labels == UNLABELED).all()):
-            target = next((item for item in prepared.targets.values() if item.ndim == 2), None)
-            if target is not None:
-                labels.copy_(target.argmax(dim=1))
+        if labels.ndim == 1:
+            self._set_labels(labels, prepared.targets)
         step = self._objective.step(prepared, counts, self.position)
         terms = torch.stack([step.terms[f"loss/{name}"] for name in self.names])
         means = distributed.all_reduce_sum(terms) / distributed.world_size()
         self._tensors, self._clip, self._boxes = (), None, None
         return step.loss, means.tolist()
+
+    def _set_labels(self, labels: Tensor, targets: Mapping[str, Any]) -> None:
+        """Let PySlowFast's ``top1_err`` say how often the student disagrees with the first teacher of its classes.
+
+        Labels of the corpus stay where they are the classes of ``preds``, which are the student's own logits then.
+        """
+        target = None if self._shown is None else targets[self._shown]
+        best = target.argmax(dim=1) if target is not None and target.ndim == 2 else torch.full_like(labels, UNLABELED)
+        labels.copy_(torch.where(labels == UNLABELED, best, labels) if self._own_logits else best)
 
 
 class DistinitLoss(nn.Module):
