@@ -8,6 +8,7 @@ import yaml
 from slowfast_nodes import root_node
 from small_jobs import brightness_teacher
 from test_slowfast_host import job, root
+from torch import nn
 
 from distinit_plugin import cli
 from distinit_plugin.engine.checkpoint import save_checkpoint
@@ -15,12 +16,14 @@ from distinit_plugin.errors import ConfigError, UserError, WeightsError
 from distinit_plugin.hosts.slowfast import boot, defects, settling, traps
 from distinit_plugin.hosts.slowfast.checkpoints import with_heads
 from distinit_plugin.hosts.slowfast.corpora import UNLABELED, Distinitcorpus
-from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach
+from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach, heads_of
 from distinit_plugin.hosts.slowfast.networks import build_hosted
 from distinit_plugin.hosts.slowfast.schema import own_cfg
 from distinit_plugin.hosts.slowfast.settling import can_validate, settle
 
 __all__ = ["job", "root"]  # fixtures
+
+LIGHT = "DISTILL.TEACHERS.LIGHT"
 
 
 # ---------------------------------------------------------------------------------------------- keys
@@ -167,6 +170,80 @@ def test_labels_stay_where_the_student_has_its_own_classes(labelled_job):
     before, unlabelled, _ = labels_after_a_step(labelled_job)
     assert before.tolist() == [UNLABELED] * 4
     assert min(unlabelled.tolist()) >= 0
+
+
+# ---------------------------------------------------------------------------------------------- inner layers
+
+
+class Stage(nn.Conv3d):
+    """Of one pathway, or of two, as PySlowFast's: lists of maps in and out."""
+
+    def forward(self, maps):
+        return [super(Stage, self).forward(one) for one in maps]
+
+
+class Theirs(nn.Module):
+    """A network in PySlowFast's manner: three stages and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.s1, self.s2 = Stage(3, 4, 1, stride=(1, 2, 2)), Stage(4, 6, 1, stride=(2, 2, 2))
+        self.s3 = Stage(6, 6, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, inputs, bboxes=None):
+        maps = self.s3(self.s2(self.s1(inputs)))
+        return self.head(sum(one.mean(dim=(2, 3, 4)) for one in maps))
+
+
+@pytest.fixture
+def on_stage(job):
+    """The job with a term on the second stage of such a network."""
+    job.merge_from_list(["MODEL.MODEL_NAME", "ResNet", "MODEL.ARCH", "slow", "NETWORK.WIDTH", "64"])
+    job.merge_from_list([f"{LIGHT}.LAYER", "feature_map", f"{LIGHT}.STUDENT_LAYER", "s2", f"{LIGHT}.LOSS", "mse"])
+    return job
+
+
+def step_on_stages(cfg, model, num_frames=4):
+    """The loss of two clips; fewer frames for a slow pathway come before them."""
+    torch.manual_seed(5)
+    clip, frame = torch.randn(2, 3, num_frames, 32, 32), torch.randint(0, 255, (2, 3, 1, 32, 32), dtype=torch.uint8)
+    inputs = [clip] if cfg.MODEL.ARCH == "slow" else [clip[:, :, ::2], clip]
+    preds = model.train()([*inputs, frame])
+    loss, _ = DistinitLoss()(preds, torch.full((2,), UNLABELED))
+    return loss
+
+
+def test_terms_read_stages_of_pyslowfasts_networks(on_stage):
+    torch.manual_seed(1)
+    model = attach(on_stage, Theirs())
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"s1", "s2", "distinit_heads"}  # processes would wait for gradients of what is behind
+    loss = step_on_stages(on_stage, model)
+    loss.backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+    model.s3.weight.data.add_(1.0)
+    assert step_on_stages(on_stage, model).item() == pytest.approx(loss.item(), rel=1e-6)
+    model.s2.weight.data.add_(1.0)
+    assert abs(step_on_stages(on_stage, model).item() - loss.item()) > 1e-3
+
+
+def test_terms_read_the_fast_pathway(on_stage):
+    on_stage.merge_from_list(["MODEL.ARCH", "slowfast", "SLOWFAST.ALPHA", "2", f"{LIGHT}.STUDENT_LAYER", "s2.fast"])
+    torch.manual_seed(1)
+    model = attach(on_stage, Theirs())
+    found = step_on_stages(on_stage, model)
+    on_stage.merge_from_list([f"{LIGHT}.STUDENT_LAYER", "s2"])
+    heads = heads_of(model).adapters.state_dict()
+    torch.manual_seed(1)
+    other = attach(on_stage, Theirs())
+    heads_of(other).adapters.load_state_dict(heads)
+    assert abs(step_on_stages(on_stage, other).item() - found.item()) > 1e-6  # the control: the slow one's map
+    on_stage.merge_from_list([f"{LIGHT}.STUDENT_LAYER", "s9"])
+    with pytest.raises(
+        UserError, match=r"no layer named 's9'.*Known: logits, features, s1, s1\.fast, s2, s2\."
+    ):
+        attach(on_stage, Theirs())
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
