@@ -61,18 +61,27 @@ def test_what_networks_and_readers_cannot_take_is_refused(job, monkeypatch):
     assert found.startswith("RUNNER.CPU_RANKS: 2, but there is a GPU here")
 
 
-def test_keys_of_this_package_are_refused_for_networks_of_pyslowfast(job):
-    job.merge_from_list(["MODEL.MODEL_NAME", "ResNet", "MODEL.ARCH", "slow", "NETWORK.WIDTH", "64"])
-    assert problems(job) == []
-    job.merge_from_list(["NETWORK.WIDTH", "8", "INIT.INFLATE_FROM", "timm/resnet50", "INIT.INFLATE_WEIGHTS", "timm"])
+def test_weights_of_this_package_are_refused_for_networks_of_pyslowfast(job, caplog):
+    job.merge_from_list(["MODEL.MODEL_NAME", "ResNet", "MODEL.ARCH", "slow"])
+    assert "NETWORK.WIDTH" in ignored(job, caplog)
+    job.merge_from_list(["INIT.INFLATE_FROM", "timm/resnet50", "INIT.INFLATE_WEIGHTS", "timm"])
     keys = [problem.partition(":")[0] for problem in problems(job)]
-    assert keys == ["NETWORK.WIDTH", "INIT.INFLATE_FROM", "INIT.INFLATE_WEIGHTS"]
+    assert keys == ["INIT.INFLATE_FROM", "INIT.INFLATE_WEIGHTS"]
+
+
+def test_steps_are_no_epochs_of_pyslowfasts_datasets():
+    cfg = root_node()
+    cfg.merge_from_list(["RUNNER.SCHEDULE_UNIT", "step", "TEST.ENABLE", "False"])
+    (found,) = problems(cfg)
+    assert found.startswith("RUNNER.SCHEDULE_UNIT: step, but with datasets of PySlowFast")
+    cfg.RUNNER.SCHEDULE_UNIT = "epoch"
+    assert problems(cfg) == []
 
 
 def ignored(cfg, caplog):
     """Keys that settling names as ignored."""
     settle(cfg.clone())
-    return set(caplog.text.rpartition("nothing here honours what is set: ")[2].strip().split(", "))
+    return set(caplog.text.rpartition("distinit slowfast does not honour what is set: ")[2].strip().split(", "))
 
 
 def test_keys_that_nothing_honours_are_named(job, caplog):
@@ -240,9 +249,7 @@ def test_terms_read_the_fast_pathway(on_stage):
     heads_of(other).adapters.load_state_dict(heads)
     assert abs(step_on_stages(on_stage, other).item() - found.item()) > 1e-6  # the control: the slow one's map
     on_stage.merge_from_list([f"{LIGHT}.STUDENT_LAYER", "s9"])
-    with pytest.raises(
-        UserError, match=r"no layer named 's9'.*Known: logits, features, s1, s1\.fast, s2, s2\."
-    ):
+    with pytest.raises(UserError, match=r"no layer named 's9'.*Known: logits, features, s1, s1\.fast, s2, s2\."):
         attach(on_stage, Theirs())
 
 

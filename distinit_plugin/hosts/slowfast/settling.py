@@ -34,7 +34,7 @@ LOSS = "distinit"
 DATASET = "distinitcorpus"
 """TRAIN.DATASET and TEST.DATASET of CORPUS."""
 
-HONOURED = ("RUNNER.CLIPS_PER_EPOCH", "RUNNER.CPU_RANKS")
+HONOURED = ("RUNNER.CLIPS_PER_EPOCH", "RUNNER.CPU_RANKS", "RUNNER.SCHEDULE_UNIT")
 """Keys of RUNNER that mean something in PySlowFast."""
 
 READ_HERE = ("DATA.MEAN", "DATA.STD", "DATA.TRAIN_JITTER_SCALES", "TEST.NUM_SPATIAL_CROPS")
@@ -92,6 +92,11 @@ def settle(cfg: Any) -> None:
         problems += _not_there(cfg, own)
     if own_corpora:
         problems += _data_problems(cfg, KEYFRAMES if keyframes else DATASET)
+    elif own.RUNNER.SCHEDULE_UNIT == "step" and cfg.TRAIN.ENABLE:
+        problems.append(
+            "RUNNER.SCHEDULE_UNIT: step, but with datasets of PySlowFast all lengths are epochs. Set it to epoch, and "
+            "SOLVER.MAX_EPOCH, STEPS and WARMUP_EPOCHS in epochs."
+        )
     if problems:
         raise ConfigError(problems)
     if own_corpora:
@@ -110,13 +115,8 @@ def settle(cfg: Any) -> None:
         # PySlowFast counts operations on three channels of one pathway.
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and list(build.input_spec(own).view_specs("train")) == ["rgb"]
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and cfg.MODEL.MODEL_NAME not in ("TwoStream", "Fused3D")
-    ignored = [*unhonoured(own), *ignored_rules(own)]
-    if own_corpora:
-        ignored += [*_other_than_theirs(cfg, _is_of_their_datasets), *_bad_fraction(own)]
-    if is_own(cfg.MODEL.MODEL_NAME):
-        ignored += _other_than_theirs(cfg, _is_of_their_networks)
-    if ignored:
-        logger.warning("nothing here honours what is set: %s", ", ".join(ignored))
+    if ignored := _ignored(cfg, own, own_corpora):
+        logger.warning("distinit slowfast does not honour what is set: %s", ", ".join(ignored))
 
 
 def _own_problems(own: CfgNode, read: Collection[str], terms: bool) -> list[str]:
@@ -149,6 +149,17 @@ def unhonoured(own: CfgNode) -> list[str]:
     return [f"RUNNER.{key}" for key in keys if f"RUNNER.{key}" not in HONOURED]
 
 
+def _ignored(cfg: Any, own: CfgNode, own_corpora: bool) -> list[str]:
+    """Keys that are set and mean nothing there."""
+    found = [*unhonoured(own), *ignored_rules(own)]
+    if own_corpora:
+        found += _other_than_theirs(cfg, _is_of_their_datasets)
+        found += [f"CORPUS.{key}" for key in _other_than_default(own, "CORPUS") if key == "MAX_BAD_FRACTION"]
+    if is_own(cfg.MODEL.MODEL_NAME):
+        return found + _other_than_theirs(cfg, _is_of_their_networks)
+    return found + [f"NETWORK.{key}" for key in _other_than_default(own, "NETWORK") if key != "MODALITY"]
+
+
 def _other_than_theirs(cfg: Any, belongs: Callable[[str], bool]) -> list[str]:
     """Those keys that have another value than PySlowFast's default."""
     keys = [key for key in PYSLOWFAST_DEFAULTS if belongs(key)]
@@ -164,9 +175,9 @@ def _is_of_their_networks(key: str) -> bool:
     return is_architecture(key) and key not in HONOURED_ARCHITECTURE
 
 
-def _bad_fraction(own: CfgNode) -> list[str]:
-    key = "MAX_BAD_FRACTION"
-    return [f"CORPUS.{key}"] if own.CORPUS[key] != get_cfg().CORPUS[key] else []
+def _other_than_default(own: CfgNode, node: str) -> list[str]:
+    """Keys of a node of this package whose values are not the defaults."""
+    return [key for key, default in get_cfg()[node].items() if own[node][key] != default]
 
 
 def _rank_problems(cfg: Any, own: CfgNode) -> Iterator[str]:
@@ -186,16 +197,14 @@ def _rank_problems(cfg: Any, own: CfgNode) -> Iterator[str]:
 
 
 def _network_problems(cfg: Any, own: CfgNode) -> Iterator[str]:
-    """Keys about networks that the one of MODEL.MODEL_NAME does not read."""
-    name, defaults = cfg.MODEL.MODEL_NAME, get_cfg()
+    """Keys about networks that would change a result, and that the one of MODEL.MODEL_NAME does not read."""
+    name = cfg.MODEL.MODEL_NAME
     if not is_own(name):
-        keys = [("NETWORK", key) for key in own.NETWORK if key != "MODALITY"]
-        keys += [("INIT", key) for key in own.INIT if key != "TRAINABLE"]
-        for node, key in keys:
-            if own[node][key] != defaults[node][key]:
+        for key in _other_than_default(own, "INIT"):
+            if key != "TRAINABLE":
                 yield (
-                    f"{node}.{key}: {own[node][key]!r} is for networks of this package, and {name} is PySlowFast's. "
-                    f"Leave it at {defaults[node][key]!r}."
+                    f"INIT.{key}: {own.INIT[key]!r} is for networks of this package, and {name} is PySlowFast's. Leave "
+                    "it empty; TRAIN.CHECKPOINT_FILE_PATH names weights for either."
                 )
         return
     if cfg.MODEL.HEAD_ACT not in ACTIVATIONS:
