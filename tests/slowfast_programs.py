@@ -44,7 +44,8 @@ def _step_in_runner(config, clips, start):
     best = next(iter(prepared.targets.values())).reshape(len(clips), -1).argmax(1).tolist()
     step = objective.step(prepared)
     step.loss.backward()
-    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, gradients_of(student), best
+    gradients = gradients_of(student.model if cfg.MODEL.MODEL_NAME.startswith("slowfast/") else student)
+    return step.loss.item(), {name: value.item() for name, value in step.terms.items()}, gradients, best
 
 
 def _step_in_host(config, clips, start):

@@ -227,8 +227,8 @@ def test_a_free_port_is_free():
 
 def test_what_a_process_says_to_people_comes_through():
     text = "\n-- Process 1 terminated\nTraceback …\ndistinit_plugin.errors.UserError: DATA is empty. Fill it.\n"
-    assert launching._told(text) == "DATA is empty. Fill it."
-    assert launching._told("Traceback\nValueError: 3\n") is None
+    assert launching.told(text) == "DATA is empty. Fill it."
+    assert launching.told("Traceback\nValueError: 3\n") is None
 
 
 def test_a_command_without_a_yaml_file_says_so():

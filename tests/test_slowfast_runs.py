@@ -196,9 +196,13 @@ def d3d_settings(corpus, output, flow_teacher, **sections):
     return small_settings(corpus, output, **merged(merged(base, labelled(corpus)), sections))
 
 
-@pytest.mark.parametrize("method", ["distinit", "d3d"])
+@pytest.mark.parametrize("method", ["distinit", "d3d", "stages"])
 def test_a_step_is_the_same_in_both_programs(tmp_path, corpus, image_teacher, flow_teacher, method):
-    make = {"distinit": (distinit_settings, image_teacher), "d3d": (d3d_settings, flow_teacher)}
+    make = {
+        "distinit": (distinit_settings, image_teacher),
+        "d3d": (d3d_settings, flow_teacher),
+        "stages": (on_stages, image_teacher),
+    }
     settings, teacher = make[method]
     config = written(tmp_path / "job.yaml", settings(corpus, tmp_path / "run", teacher))
     result = program("compare_steps", config=str(config), clips=[0, 1, 3], start=str(tmp_path / "start.pyth"))
@@ -234,6 +238,13 @@ def on_slow(corpus, output, image_teacher, **sections):
         "LOG_MODEL_INFO": False,
     }
     return distinit_settings(corpus, output, image_teacher, **merged(base, sections))
+
+
+def on_stages(corpus, output, image_teacher):
+    """The same with one of the two terms on maps of its network."""
+    maps = {"LAYER": "feature_map", "STUDENT_LAYER": "s4", "LOSS": "mse"}
+    sections = {"MODEL": {"DROPOUT_RATE": 0.0}, "DISTILL": {"TEACHERS": {"LIGHT": maps}}}
+    return on_slow(corpus, output, image_teacher, **sections)
 
 
 def test_distinit_on_its_own_network(tmp_path, corpus, image_teacher):

@@ -19,7 +19,7 @@ from distinit_plugin.detection.results import Selection
 from distinit_plugin.detection.tables import BoxTable
 from distinit_plugin.errors import UserError, naming
 from distinit_plugin.losses import Loss
-from distinit_plugin.models.external import FAST
+from distinit_plugin.models.maps import FAST
 from distinit_plugin.models.network import VideoNetwork
 from distinit_plugin.objectives import Term, action_term, offset_term, proposal_term
 from distinit_plugin.types import Split

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distinit_plugin.commands.common import add_config_arguments, split_pairs
 from distinit_plugin.config.load import read_cfg
-from distinit_plugin.config.plain import plain_yaml
+from distinit_plugin.config.plain import holds_checkpoints, plain_problems, plain_yaml
 from distinit_plugin.config.rules import NETWORK_SWITCHES
 from distinit_plugin.config.theirs import is_borrowed
 from distinit_plugin.errors import ConfigError, UserError
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     text = reading.cfg.dump()
     if arguments.plain:
         name = reading.cfg.MODEL.MODEL_NAME
+        if problems := list(plain_problems(reading.cfg)):
+            raise ConfigError(problems)
         if not is_borrowed(name) and ("/" in name or name in NETWORK_SWITCHES):
             raise UserError(
                 f"MODEL.MODEL_NAME: {name} is a network of this package, which PySlowFast alone does not have. Give "
@@ -42,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if any(reading.cfg.CORPUS[use] for use in ("TRAIN", "VAL", "TEST")):
             print("warning: CORPUS is left out: give PySlowFast lists by DATA.PATH_TO_DATA_DIR", file=sys.stderr)
+        if holds_checkpoints(reading.cfg.OUTPUT_DIR):
+            text = "it holds checkpoints, from which PySlowFast would go on instead of fine-tuning; give it another"
+            print(f"warning: OUTPUT_DIR {reading.cfg.OUTPUT_DIR} is left out: {text}", file=sys.stderr)
         text = plain_yaml(reading.cfg, reading.unhonoured)
     if arguments.output:
         write_text(Path(arguments.output), text)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from distinit_plugin.config.defaults import get_cfg
-from distinit_plugin.config.node import CfgNode, Merger, join
+from distinit_plugin.config.node import CfgNode, Merger, join, same_value
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
 from distinit_plugin.config.theirs import (
     TOLD_BY_CONTENTS,
@@ -274,7 +274,7 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool, *, theirs: bool = False) 
         f"{key} is {shown(value)} (in {source}), but this runner does not honour it: it behaves as with PySlowFast's "
         f"default, {PYSLOWFAST_DEFAULTS[key]!r}."
         for key, (value, source) in merger.unhonoured.items()
-        if not _same(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS and key not in honoured
+        if not same_value(value, PYSLOWFAST_DEFAULTS[key]) and key not in OTHER_DEFAULTS and key not in honoured
     ]
     for key in (OTHER_DEFAULTS.keys() & merger.unhonoured.keys()) - honoured:
         value, source = merger.unhonoured[key]
@@ -283,10 +283,3 @@ def _finish(cfg: CfgNode, merger: Merger, check: bool, *, theirs: bool = False) 
         )
     given = {key: value for key, (value, _) in merger.unhonoured.items()}
     return Reading(cfg, warnings, problems, frozenset(wrong), given)
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Equal as configuration values: lists and tuples alike, the word None as null."""
-    if isinstance(value, list | tuple) and isinstance(default, list | tuple):
-        return len(value) == len(default) and all(map(_same, value, default))
-    return bool(value == default) or (default is None and value in (None, "None"))

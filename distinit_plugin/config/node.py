@@ -287,6 +287,21 @@ def leaf_keys(node: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
+def value_at(node: Mapping[str, Any], key: str) -> Any:
+    """The value of a full key."""
+    value: Any = node
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def same_value(value: Any, default: Any) -> bool:
+    """Equal as configuration values: lists and tuples alike, the word None as null."""
+    if isinstance(value, list | tuple) and isinstance(default, list | tuple):
+        return len(value) == len(default) and all(map(same_value, value, default))
+    return bool(value == default) or (default is None and value in (None, "None"))
+
+
 def _mapping_from_text(value: Any, source: str) -> Any:
     """A word of a command line where a node is expected: ``null``, or a YAML mapping such as ``{ARCH: …}``."""
     if isinstance(value, str):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d
-from distinit_plugin.models.external import FAST, ExternalNetwork
+from distinit_plugin.models.external import ExternalNetwork
 from distinit_plugin.models.inception import EndPoints
+from distinit_plugin.models.maps import FAST
 from distinit_plugin.models.network import TrunkNetwork, VideoNetwork
 from distinit_plugin.models.padding import MaxPool3d
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as functional
 import torchvision.models
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from distinit_plugin.errors import UserError
 from distinit_plugin.models.conv3d import Conv3d, adopt_convolutions
+from distinit_plugin.models.maps import FAST, kept_maps, trace_maps, two_pathways
 from distinit_plugin.models.network import InputSpec, VideoNetwork
 from distinit_plugin.models.residual import NO_FACTORS, NO_STEM_POOL
 from distinit_plugin.registry import near_matches
@@ -48,9 +48,6 @@ INFLATABLE = ("torchvision/r3d_18", "torchvision/mc3_18")
 
 SLOWFAST_ALPHA = 4
 """Frames of the fast pathway for each frame of the slow one, in all of PyTorchVideo's SlowFast networks."""
-
-FAST = ".fast"
-"""Ending of the names of layers of SlowFast's fast pathway."""
 
 TORCHVISION_MVIT_INPUT = (16, 224)
 """Frames and pixels that torchvision's MViT builders are fixed to."""
@@ -136,13 +133,8 @@ class ExternalNetwork(VideoNetwork):
         """Run on ``views["rgb"]``, normalised (B,3,T,H,W)."""
         if taps:
             self.check_taps(taps)
-        kept: dict[str, Tensor] = {}
-        handles = [self._keep_output(name, kept) for name in taps]
-        try:
+        with kept_maps(self.model, taps, channels_last=self._channels_last) as kept:
             features = self.model(self._pathways(views["rgb"]))
-        finally:
-            for handle in handles:
-                handle.remove()
         return ModelOutput(self._classify(features), features, kept)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -167,49 +159,20 @@ class ExternalNetwork(VideoNetwork):
         return self.projection(features)
 
     def _pathways(self, clip: Tensor) -> Tensor | list[Tensor]:
-        """SlowFast's [slow, fast], cut as PySlowFast does; any other network's clip as it is."""
-        if not _is_slowfast(self.name):
-            return clip
-        num_frames = clip.shape[2]
-        slow = torch.linspace(0, num_frames - 1, num_frames // SLOWFAST_ALPHA, device=clip.device).long()
-        return [clip.index_select(2, slow), clip]
+        """SlowFast's [slow, fast]; any other network's clip as it is."""
+        return two_pathways(clip, SLOWFAST_ALPHA) if _is_slowfast(self.name) else clip
 
     @property
-    def _pathway_suffixes(self) -> tuple[str, ...]:
-        return ("", FAST) if _is_slowfast(self.name) else ("",)
-
-    def _keep_output(self, name: str, kept: dict[str, Tensor]) -> RemovableHandle:
-        channels_last = isinstance(self.model, SwinTransformer3d)
-        pathway = int(name.endswith(FAST))
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            pathways = output if isinstance(output, list) else [output]
-            tensor = pathways[pathway] if pathway < len(pathways) else None
-            if isinstance(tensor, Tensor) and tensor.ndim == 5:
-                kept[name] = tensor.movedim(-1, 1) if channels_last else tensor
-
-        return self.model.get_submodule(name.removesuffix(FAST)).register_forward_hook(keep)
+    def _channels_last(self) -> bool:
+        return isinstance(self.model, SwinTransformer3d)
 
     def _trace_layers(self) -> dict[str, LayerInfo]:
-        """Run once on meta tensors and read off every block's geometry."""
+        """The geometry of every block's output."""
         fixed = "mvit" in self.name
         num_frames, size = (self.input.num_frames, self.input.train_crop_size) if fixed else (64, 224)
-        kept: dict[str, Tensor] = {}
-        names = [f"{name}{pathway}" for name in _block_names(self.model) for pathway in self._pathway_suffixes]
-        handles = [self._keep_output(name, kept) for name in names]
-        state = {key: torch.empty_like(value, device="meta") for key, value in self.model.state_dict().items()}
-        try:
-            with torch.no_grad():
-                clip = torch.empty(2, 3, num_frames, size, size, device="meta")
-                torch.func.functional_call(self.model, state, (self._pathways(clip),), strict=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {
-            name: LayerInfo(kept[name].shape[1], num_frames // kept[name].shape[2], size // kept[name].shape[3])
-            for name in names
-            if name in kept and kept[name].shape[3] > 1
-        }
+        endings = ("", FAST) if _is_slowfast(self.name) else ("",)
+        names = [f"{name}{ending}" for name in _block_names(self.model) for ending in endings]
+        return trace_maps(self.model, names, self._pathways, (3, num_frames, size), channels_last=self._channels_last)
 
 
 class ShrinkingAvgPool3d(nn.Module):

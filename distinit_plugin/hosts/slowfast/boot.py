@@ -78,6 +78,9 @@ def run_net(words: Sequence[str]) -> None:
     try:
         module.main()
     except Exception as error:
+        told = launching.told(str(error)) if isinstance(error, UserError) else None
+        if told is not None:  # raised by a worker of a loader
+            raise UserError(told) from error
         place = _place_in(find_checkout(), error)
         if place is None:
             raise
@@ -101,5 +104,4 @@ def _place_in(root: Path, error: Exception) -> str | None:
 def _put_on_path(root: Path) -> None:
     """Before anything else of its name, and without a trace: compiled files would lie in the checkout."""
     sys.dont_write_bytecode = True
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    sys.path[:] = [str(root), *(path for path in sys.path if path != str(root))]

@@ -21,16 +21,15 @@ from distinit_plugin.config.yaml_files import parse_yaml
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.boot import make_importable
 from distinit_plugin.hosts.slowfast.schema import nested, with_floats
+from distinit_plugin.hosts.slowfast.stages import cut_pathways, trace_stages
 from distinit_plugin.models.conv3d import adopt_convolutions
+from distinit_plugin.models.maps import kept_maps
 from distinit_plugin.models.network import InputSpec, VideoNetwork, new_classifier
 from distinit_plugin.registry import MODELS, near_matches
 from distinit_plugin.types import LayerInfo, ModelOutput
 
 OTHER_TASKS = ("ContrastiveModel", "MaskMViT")
 """Names of its registry that do not classify clips."""
-
-FAST = ".fast"
-"""Ending of the names of layers of a second pathway."""
 
 Joins = Callable[[Tensor], Tensor]
 
@@ -100,7 +99,6 @@ class BorrowedNetwork(VideoNetwork):
         self._joins = _JOINS.get(str(cfg.MODEL.HEAD_ACT), _mean)
         self._alpha = int(cfg.SLOWFAST.ALPHA) if cfg.MODEL.ARCH in cfg.MODEL.MULTI_PATHWAY_ARCH else 0
         self._reversed = bool(cfg.DATA.REVERSE_INPUT_CHANNEL)
-        self._fixed_size = own_name(name).endswith("MViT")
         self._layers: Mapping[str, LayerInfo] | None = None
         adopt_convolutions(model)
         self._classifies = classifies
@@ -119,7 +117,8 @@ class BorrowedNetwork(VideoNetwork):
     def layers(self) -> Mapping[str, LayerInfo]:
         """Its stages whose output is a map (B,C,T,H,W); of a second pathway ``NAME.fast``. Traced on first use."""
         if self._layers is None:
-            self._layers = {} if self._fixed_size else self._trace_layers()
+            clip = (3, self.input.num_frames, self.input.train_crop_size)
+            self._layers = trace_stages(self.model, self._alpha, clip)
         return self._layers
 
     @property
@@ -143,15 +142,13 @@ class BorrowedNetwork(VideoNetwork):
         """Run on ``views["rgb"]``, normalised (B,3,T,H,W). Features are what the classifier is given."""
         if taps:
             self.check_taps(taps)
-        kept: dict[str, Tensor] = {}
         seen: list[Tensor] = []
-        handles = [self._keep_output(name, kept) for name in taps]
-        handles.append(self.projection.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output))))
+        handle = self.projection.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
         try:
-            self.model(self._pathways(views["rgb"]))
+            with kept_maps(self.model, taps) as kept:
+                self.model(self._pathways(views["rgb"]))
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         features, logits = seen
         return ModelOutput(self._joins(_places(logits)) if self._classifies else None, _mean(_places(features)), kept)
 
@@ -169,47 +166,8 @@ class BorrowedNetwork(VideoNetwork):
         return dict(self.model.state_dict())
 
     def _pathways(self, clip: Tensor) -> list[Tensor]:
-        """[clip], or [slow, fast]: every ALPHA-th frame for the slow one, evenly spaced and with both ends."""
-        if self._reversed:
-            clip = clip.flip(1)
-        if not self._alpha:
-            return [clip]
-        num_frames = clip.shape[2]
-        slow = torch.linspace(0, num_frames - 1, num_frames // self._alpha, device=clip.device).long()
-        return [clip.index_select(2, slow), clip]
-
-    def _keep_output(self, name: str, kept: dict[str, Tensor]) -> Any:
-        pathway = int(name.endswith(FAST))
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            maps = output if isinstance(output, list) else [output]
-            if pathway < len(maps) and isinstance(maps[pathway], Tensor) and maps[pathway].ndim == 5:
-                kept[name] = maps[pathway]
-
-        return self.model.get_submodule(name.removesuffix(FAST)).register_forward_hook(keep)
-
-    def _trace_layers(self) -> dict[str, LayerInfo]:
-        """Run once on meta tensors and read off the geometry of every stage's output."""
-        num_frames, size = self.input.num_frames, self.input.train_crop_size
-        names = [f"{name}{ending}" for name in _stages(self.model) for ending in ("", FAST)[: 1 + bool(self._alpha)]]
-        kept: dict[str, Tensor] = {}
-        handles = [self._keep_output(name, kept) for name in names]
-        state = {key: torch.empty_like(value, device="meta") for key, value in self.model.state_dict().items()}
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                clip = torch.empty(1, 3, num_frames, size, size, device="meta")
-                torch.func.functional_call(self.model, state, (self._pathways(clip),), strict=False)
-        finally:
-            self.model.train(was_training)
-            for handle in handles:
-                handle.remove()
-        return {
-            name: LayerInfo(kept[name].shape[1], max(1, num_frames // kept[name].shape[2]), size // kept[name].shape[3])
-            for name in names
-            if name in kept and kept[name].shape[3] > 1
-        }
+        """[clip], or [slow, fast]."""
+        return cut_pathways(clip.flip(1) if self._reversed else clip, self._alpha)
 
 
 def own_name(name: str) -> str:
@@ -277,15 +235,6 @@ def _build(name: str, builder: Callable[[Any], nn.Module], cfg: Any) -> nn.Modul
             f"(MODEL.ARCH, RESNET, MVIT, X3D, SLOWFAST), DATA.NUM_FRAMES {cfg.DATA.NUM_FRAMES} and crops of "
             f"{cfg.DATA.TRAIN_CROP_SIZE}."
         ) from error
-
-
-def _stages(model: nn.Module) -> Iterator[str]:
-    """Children of the network, and of PyTorchVideo's list of blocks within."""
-    for name, child in model.named_children():
-        if name == "model":
-            yield from (f"model.blocks.{key}" for key, _ in child.get_submodule("blocks").named_children())
-        elif not name.endswith(("_fuse", "head")):
-            yield name
 
 
 def _places(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from distinit_plugin import build
@@ -138,7 +139,13 @@ def with_heads(theirs: Callable[..., int]) -> Callable[..., int]:
             return -1
         continues = optimizer is not None and not options.get("epoch_reset") and not options.get("convert_from_caffe2")
         if continues and (heads_of(model) is not None or os.path.isfile(path_to_checkpoint)):
-            optimizer = _with_file(optimizer, path_to_checkpoint, model)
+            state = read_checkpoint(path_to_checkpoint)
+            if isinstance(bare, Hosted):
+                refuse_other_network(path_to_checkpoint, cast(nn.Module, bare).state_dict(), state["model_state"])
+            optimizer = _with_file(optimizer, path_to_checkpoint, state, model)
+            if scaler is not None and "scaler_state" not in state:
+                logger.warning("%s was trained without fp16: its scale starts anew", path_to_checkpoint)
+                scaler = None
         return theirs(path_to_checkpoint, model, data_parallel, optimizer, scaler, **options)
 
     return load_checkpoint
@@ -146,8 +153,9 @@ def with_heads(theirs: Callable[..., int]) -> Callable[..., int]:
 
 def takes_weights_alone(optimizer: Any, options: Mapping[str, Any]) -> bool:
     """Whether a call of ``load_checkpoint`` asks for the network's own weights, and for nothing beside or with them."""
-    changes = ("inflation", "convert_from_caffe2", "clear_name_pattern", "image_init")
-    return (optimizer is None or bool(options.get("epoch_reset"))) and not any(options.get(name) for name in changes)
+    changes = ("inflation", "clear_name_pattern", "image_init")
+    alone = optimizer is None or any(options.get(name) for name in ("epoch_reset", "convert_from_caffe2"))
+    return alone and not any(options.get(name) for name in changes)
 
 
 def load_whole(network: Any, path: str, *, starts: bool) -> None:
@@ -168,10 +176,34 @@ def load_whole(network: Any, path: str, *, starts: bool) -> None:
     logger.info("%s", report)
 
 
-def _with_file(optimizer: Any, path: str, model: nn.Module) -> Any:
-    """Fill the heads from a file; returns what takes the optimizer's state that is in it."""
+def refuse_other_network(path: str, own: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    """Raise :class:`WeightsError` where PySlowFast would continue with what a file has by the same name, and no more.
+
+    Args:
+        path: Of the file.
+        own: The state of the network that continues.
+        saved: The network's state in the file.
+    """
+    counters = "num_batches_tracked"
+    missing = [
+        key for key, value in own.items() if not key.endswith(counters) and shape_of(saved.get(key)) != value.shape
+    ]
+    if missing:
+        raise WeightsError(
+            f"{path} lacks {len(missing)} of {len(own)} tensors of this network ({', '.join(missing[:3])}, …), or has "
+            "them in other sizes, so training cannot continue from it. Set TRAIN.CHECKPOINT_EPOCH_RESET True to start "
+            "from its weights, in any layout."
+        )
+
+
+def shape_of(value: Any) -> torch.Size | None:
+    """Of a tensor."""
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _with_file(optimizer: Any, path: str, state: Mapping[str, Any], model: nn.Module) -> Any:
+    """Fill the heads from what a file holds; returns what takes the optimizer's state that is in it."""
     heads = heads_of(model)
-    state = read_checkpoint(path)
     own = state.get(ENTRY)
     is_runners = isinstance(own, Mapping) and "progress" in own
     if heads is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from distinit_plugin.hosts.slowfast.missing import TOOLS
 
 BACKEND = "gloo"
 
@@ -21,11 +24,8 @@ def as_gpus(cfg: Any, ranks: int) -> Any:
 
 def pretend() -> None:
     """Let what PySlowFast moves to a GPU stay where it is, and its models be shared by processes on the CPU."""
-    from slowfast import models
     from slowfast.models import build
 
-    if torch.cuda.is_available():
-        raise RuntimeError("processes on a CPU beside a GPU: CUDA_VISIBLE_DEVICES must be empty")
     torch.cuda.set_device = lambda device: None
     torch.Tensor.cuda = _stay  # type: ignore[method-assign,assignment]
     nn.Module.cuda = _stay  # type: ignore[method-assign,assignment]
@@ -37,9 +37,11 @@ def pretend() -> None:
             model = theirs(cfg)
         finally:
             cfg.NUM_GPUS = ranks
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, find_unused_parameters=cfg.MODEL.DETACH_FINAL_FC)
 
-    build.build_model = models.build_model = build_model
+    for name in ("slowfast.models", "slowfast.models.build", f"{TOOLS}.train_net", f"{TOOLS}.test_net"):
+        if name in sys.modules:  # its own tools/run_net.py imports the last two before a process gets here
+            vars(sys.modules[name])["build_model"] = build_model
 
 
 def _stay(value: Tensor | nn.Module, *_: Any, **__: Any) -> Tensor | nn.Module:

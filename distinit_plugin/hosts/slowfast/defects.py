@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -158,6 +159,16 @@ def _put_multi_tensor() -> None:
     torch.optim._multi_tensor = namespace  # type: ignore[attr-defined]
 
 
+def workers_start_anew() -> bool:
+    """Whether workers of loaders start with nothing imported, and PySlowFast cannot be imported as it is."""
+    methods = multiprocessing.get_all_start_methods()  # the first is what Python takes by itself
+    return "fork" in methods and (multiprocessing.get_start_method(allow_none=True) or methods[0]) != "fork"
+
+
+def _fork_workers() -> None:
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def sync_norm_fails() -> bool:
     """Whether BN.NORM_TYPE sync_batchnorm, which is PyTorchVideo's, cannot be built."""
     try:
@@ -215,6 +226,12 @@ DEFECTS = (
         "SOLVER.OPTIMIZING_METHOD mt_adamw: torch.optim has no attribute '_multi_tensor'",
         lambda: not hasattr(torch.optim, "_multi_tensor"),
         _put_multi_tensor,
+    ),
+    Patch(
+        "workers",
+        "Python 3.14, DATA_LOADER.NUM_WORKERS above 0: cannot import name 'cat_all_gather' in each (they are forked)",
+        workers_start_anew,
+        _fork_workers,
     ),
 )
 """Cured after PySlowFast is imported, in this order."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,9 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.corpora import UNLABELED
 from distinit_plugin.hosts.slowfast.networks import Hosted, pathways
 from distinit_plugin.hosts.slowfast.schema import own_cfg
+from distinit_plugin.hosts.slowfast.stages import cut_pathways, trace_stages
 from distinit_plugin.hosts.slowfast.teachers import Extras, student_specs
+from distinit_plugin.models.maps import keep_map, kept_maps
 from distinit_plugin.objectives import Objective, combine_counts
 from distinit_plugin.objectives.adapters import layer_output, tapped_layers
 from distinit_plugin.types import ACTIONS, BOXES, LayerInfo, ModelOutput, Network, Split, ViewSpec
@@ -60,17 +63,19 @@ def _forget_heads(module: nn.Module, incompatible: Any) -> None:
 
 
 class HostStudent:
-    """A network of PySlowFast, as far as terms must know it: its logits, and what its classifier sees.
+    """A network of PySlowFast, as far as terms must know it: its logits, what its classifier sees, and its stages.
 
     Attributes:
         classifier: Its last linear layer.
-        layers: None can be tapped.
     """
 
-    layers: Mapping[str, LayerInfo] = {}
-
-    def __init__(self, model: nn.Module, specs: Mapping[str, ViewSpec]) -> None:
+    def __init__(self, model: nn.Module, specs: Mapping[str, ViewSpec], alpha: int) -> None:
         """Find the classifier.
+
+        Args:
+            model: PySlowFast's.
+            specs: The clip.
+            alpha: SLOWFAST.ALPHA of networks of two pathways, else 0.
 
         Raises:
             UserError: There is none.
@@ -81,7 +86,14 @@ class HostStudent:
                 f"MODEL.MODEL_NAME: {type(model).__name__} ends in no linear layer, so no term can read it."
             )
         self.classifier = linear[-1]
-        self._specs = specs
+        self._model, self._specs, self._alpha = model, specs, alpha
+        (clip,) = specs.values()
+        self._clip_size = (clip.channels, clip.num_frames or 1, clip.crop_size)
+
+    @cached_property
+    def layers(self) -> Mapping[str, LayerInfo]:
+        """Stages whose output is a map; traced on first use."""
+        return trace_stages(self._model, self._alpha, self._clip_size)
 
     @property
     def feature_dim(self) -> int:
@@ -96,6 +108,23 @@ class HostStudent:
     def view_specs(self, split: Split) -> Mapping[str, ViewSpec]:
         """The clip."""
         return self._specs
+
+    def freeze_unreached(self, layers: Collection[str]) -> None:
+        """Let what is behind the last of these layers stay as it is: processes would wait for its gradients."""
+        channels, num_frames, size = self._clip_size
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        modes = {module: module.training for module in self._model.modules()}
+        self._model.eval()  # so that nothing moves
+        try:
+            with torch.enable_grad(), kept_maps(self._model, layers) as kept:
+                self._model(cut_pathways(torch.zeros(1, channels, num_frames, size, size), self._alpha))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        total = torch.stack([found.sum() for found in kept.values()]).sum()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
 
 class _Replay(nn.Module):
@@ -120,13 +149,14 @@ class Distillation:
         heads: The new heads.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, num_pathways: int) -> None:
+    def __init__(self, cfg: CfgNode, model: nn.Module, num_pathways: int, alpha: int = 0) -> None:
         """Build teachers and terms, put the heads below the model, watch it.
 
         Args:
             cfg: This package's view of the configuration.
             model: What PySlowFast will train.
             num_pathways: Tensors that it is given.
+            alpha: SLOWFAST.ALPHA of PySlowFast's networks of two pathways, else 0.
 
         Raises:
             UserError: A term does not fit, or a teacher cannot be built.
@@ -137,15 +167,24 @@ class Distillation:
         self._flow = build.build_live_flow(cfg) if self._extras.computes_flow else None
         self._teachers = build.build_teachers(cfg)
         is_hosted = isinstance(model, Hosted)
-        student: Any = model if is_hosted else HostStudent(model, student_specs(cfg, "train"))
+        student: Any = model if is_hosted else HostStudent(model, student_specs(cfg, "train"), alpha)
         self._objective: Objective = build.build_objective(cfg, cast(Network, student), self._teachers)
         self._layers = {term.name: term.student_layer for term in self._objective.terms}
         self.names = list(self._layers)
         self.heads = Heads(self._objective.trainable.adapters)
         self._objective.wrap(lambda _: _Replay(self))
         self._own_logits = build.needs_own_logits(cfg)
+        self._shown = next(  # the term whose target the output is compared with, for top1_err
+            (
+                term.name
+                for term in self._objective.terms
+                if term.teacher is not None and term.student_layer == "logits"
+            ),
+            None,
+        )
         self._needs_labels = cfg.ACTION.LOSS_WEIGHT > 0
         self._seen: ModelOutput | None = None  # of the pass that is under way
+        self._maps: dict[str, Tensor] = {}  # likewise, of PySlowFast's networks
         self._output: ModelOutput | None = None  # of the pass whose loss comes next
         self._tensors: Sequence[Tensor] = ()
         self._clip: Tensor | None = None
@@ -154,15 +193,20 @@ class Distillation:
         self._watch(model, student, is_hosted)
 
     def _watch(self, model: nn.Module, student: Any, is_hosted: bool) -> None:
+        taps = tapped_layers(self._layers.values())
         if is_hosted:
-            student.taps = tapped_layers(self._layers.values())
+            student.taps = taps
             student.on_output = self._keep_output
             self._freeze_unreached(student)
         else:
-            student.classifier.register_forward_pre_hook(self._keep_features)
-            student.classifier.register_forward_hook(self._keep_logits)
             if not self._own_logits:  # it would never learn, and processes would wait for its gradient
                 student.classifier.requires_grad_(False)
+            if not {"logits", "features"}.intersection(self._layers.values()):
+                student.freeze_unreached(taps)
+            student.classifier.register_forward_pre_hook(self._keep_features)
+            student.classifier.register_forward_hook(self._keep_logits)
+            for name in taps:
+                keep_map(model, name, partial(self._keep_map, model, name))
         if any(True for _ in self.heads.parameters()):
             model.add_module(HEADS, self.heads)
         model.register_forward_pre_hook(self._before)
@@ -196,6 +240,10 @@ class Distillation:
         features = seen if seen.ndim == 2 else seen.mean(dim=tuple(range(1, seen.ndim - 1)))
         self._seen = ModelOutput(None, features, {})
 
+    def _keep_map(self, model: nn.Module, name: str, found: Tensor) -> None:
+        if model.training and torch.is_grad_enabled():
+            self._maps[name] = found
+
     def _keep_logits(self, classifier: nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> None:
         if self._boxes is not None:  # of which PySlowFast's networks give probabilities
             assert self._seen is not None
@@ -204,11 +252,12 @@ class Distillation:
     def _after(self, model: nn.Module, arguments: tuple[Any, ...], preds: Tensor) -> Tensor | None:
         """Predictions of the terms; where nothing trains the student's own logits, the first of them are its output."""
         output, self._seen = self._seen, None
+        maps, self._maps = self._maps, {}
         if not (model.training and torch.is_grad_enabled()):
             return None
         assert output is not None, "the classifier was not run"
-        if not isinstance(model, Hosted) and output.logits is None:
-            output = output._replace(logits=preds)
+        if not isinstance(model, Hosted):
+            output = output._replace(logits=preds if output.logits is None else output.logits, taps=maps)
         predictions = {}
         for name, layer in self._layers.items():
             prediction = layer_output(output, layer, "the student")
@@ -217,7 +266,8 @@ class Distillation:
         self._output, self._predictions = output, predictions
         if self._own_logits:
             return None
-        return next((prediction for prediction in predictions.values() if prediction.ndim == 2), None)
+        self._shown = next((name for name, prediction in predictions.items() if prediction.ndim == 2), None)
+        return None if self._shown is None else predictions[self._shown]
 
     # -------------------------------------------------------------------------------------------- in the loss
 
@@ -233,8 +283,7 @@ class Distillation:
     def loss(self, preds: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
         """The weighted sum, and the mean of each term over the processes, unweighted, in the order of ``names``.
 
-        Labels of clips that have none become the first teacher's best class, so that PySlowFast's ``top1_err`` says how
-        often the student disagrees with it.
+        Labels that say nothing about ``preds`` are replaced in place (``_set_labels``).
         """
         assert self._clip is not None, "the loss was asked for before the model ran"
         device = self._clip.device
@@ -249,15 +298,22 @@ class Distillation:
         counts = None
         if self._objective.counts_vary:
             counts = combine_counts([prepared], distributed.world_size(), distributed.all_reduce_sum)
-        if not self._own_logits and bool((labels == UNLABELED).all()):
-            target = next((item for item in prepared.targets.values() if item.ndim == 2), None)
-            if target is not None:
-                labels.copy_(target.argmax(dim=1))
+        if labels.ndim == 1:
+            self._set_labels(labels, prepared.targets)
         step = self._objective.step(prepared, counts, self.position)
         terms = torch.stack([step.terms[f"loss/{name}"] for name in self.names])
         means = distributed.all_reduce_sum(terms) / distributed.world_size()
         self._tensors, self._clip, self._boxes = (), None, None
         return step.loss, means.tolist()
+
+    def _set_labels(self, labels: Tensor, targets: Mapping[str, Any]) -> None:
+        """Let PySlowFast's ``top1_err`` say how often the student disagrees with the first teacher of its classes.
+
+        Labels of the corpus stay where they are the classes of ``preds``, which are the student's own logits then.
+        """
+        target = None if self._shown is None else targets[self._shown]
+        best = target.argmax(dim=1) if target is not None and target.ndim == 2 else torch.full_like(labels, UNLABELED)
+        labels.copy_(torch.where(labels == UNLABELED, best, labels) if self._own_logits else best)
 
 
 class DistinitLoss(nn.Module):
@@ -275,7 +331,9 @@ class DistinitLoss(nn.Module):
 def attach(cfg: Any, model: nn.Module) -> nn.Module:
     """Put the terms of a configuration of PySlowFast on a model that it will train; returns the model."""
     own = own_cfg(cfg)
-    distillation = Distillation(own, model, pathways(cfg, student_specs(own, "train")))
+    count = pathways(cfg, student_specs(own, "train"))
+    is_two = count > 1 and not isinstance(model, Hosted)
+    distillation = Distillation(own, model, count, int(cfg.SLOWFAST.ALPHA) if is_two else 0)
     _current[:] = [distillation]
     for number, name in enumerate(distillation.names):
         logger.info("loss_%d: %s", number, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -13,18 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from distinit_plugin import build
 from distinit_plugin.detection.geometry import to_fractions
 from distinit_plugin.detection.keyframes import Keyframes
 from distinit_plugin.errors import UserError
-from distinit_plugin.hosts.slowfast.corpora import pathways_of, with_views
+from distinit_plugin.hosts.slowfast.corpora import Clips, with_views
 from distinit_plugin.hosts.slowfast.patches import replaced
 from distinit_plugin.hosts.slowfast.schema import own_cfg
-from distinit_plugin.hosts.slowfast.settling import has_terms
 from distinit_plugin.hosts.slowfast.settling_boxes import KEYFRAMES
-from distinit_plugin.hosts.slowfast.teachers import Extras, sees_flow, student_specs
 from distinit_plugin.types import ACTIONS, BOXES, Sample, SampleKey, Split
 
 logger = logging.getLogger(__name__)
@@ -35,7 +31,7 @@ _videos: dict[str, tuple[str, ...]] = {}
 """Videos of the dataset that was built last for a use, in the order of the numbers in its metadata."""
 
 
-class Distinitava(Dataset[Item]):
+class Distinitava(Clips):
     """AVA and KEYFRAMES in PySlowFast's tuple: inputs, actions (N,K), index, time, boxes.
 
     ``inputs`` are as of ``Distinitcorpus``. ``boxes`` float64 (N,4) are in pixels of the view, ``ori_boxes`` (N,4) in
@@ -55,35 +51,11 @@ class Distinitava(Dataset[Item]):
         Raises:
             UserError: A file is missing or wrong, no keyframe is left, or one is not at a whole second.
         """
-        own = own_cfg(cfg)
-        self._cfg, self._own, self._split = cfg, own, split
-        self._keyframes = build.build_keyframes(own, split)
+        super().__init__(cfg, split, None if split == "train" else "whole")
+        self._keyframes = build.build_keyframes(self._own, split)
         _check_seconds(self._keyframes)
-        self._extras = Extras(own) if split == "train" and has_terms(own) else Extras()
-        self._student = student_specs(own, split)
-        if split != "train":
-            self._student = {name: replace(spec, crop="whole") for name, spec in self._student.items()}
-        specs = {f"student/{name}": spec for name, spec in self._student.items()} | self._extras.specs
-        self._data = build.build_dataset(own, self._keyframes, specs, split)
-        training = split == "train"
-        self._sampler = build.build_train_sampler(own, self._keyframes, all_ranks=True) if training else None
-        self._flow = build.build_live_flow(own) if sees_flow(self._student) else None
         _videos[split] = self._keyframes.videos
-        self._set_epoch_num(0)
-
-    def _set_epoch_num(self, epoch: int) -> None:
-        """Called by PySlowFast before each epoch, from 0 on."""
-        if self._sampler is not None:
-            self._epoch, self._indices = epoch, self._sampler.indices(epoch)
-
-    def __len__(self) -> int:
-        """Clips of an epoch; keyframes of a validation or test."""
-        return len(self._indices) if self._sampler is not None else len(self._data)
-
-    @property
-    def num_videos(self) -> int:
-        """As PySlowFast counts: keyframes."""
-        return len(self)
+        self.open(self._keyframes)
 
     def __getitem__(self, index: int) -> Item:
         """One keyframe.
@@ -98,10 +70,9 @@ class Distinitava(Dataset[Item]):
         actions = np.zeros((len(boxes), self._own.MODEL.NUM_CLASSES), dtype=np.float32)
         if ACTIONS in sample["targets"]:
             actions = sample["targets"][ACTIONS].numpy()
-        inputs = pathways_of(self._cfg, sample, self._student, self._flow) + self._extras.of(sample)
         place = [int(self._keyframes.video[number]), int(self._keyframes.seconds[number])]
         meta = {"boxes": boxes, "ori_boxes": self._fractions(sample, boxes), "metadata": [place] * len(boxes)}
-        return inputs, actions, index, torch.zeros(1), meta
+        return self._inputs(sample), actions, index, torch.zeros(1), meta
 
     def _fractions(self, sample: Sample, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(N,4) as the file has them; in training, where nobody looks, as far as they are in the view."""
@@ -109,9 +80,7 @@ class Distinitava(Dataset[Item]):
             return self._keyframes.boxes(sample["key"].index)
         return to_fractions(boxes, sample["region"])
 
-    def _key(self, index: int) -> SampleKey:
-        if self._sampler is not None:
-            return SampleKey(self._epoch, index, int(self._indices[index]))
+    def _fixed_key(self, index: int) -> SampleKey:
         return SampleKey(0, index, index, 0, int(self._own.AVA.TEST_FORCE_FLIP))
 
 

@@ -52,7 +52,7 @@ def launch_job(cfg: Any, init_method: str, func: Job, daemon: bool = False) -> N
     try:
         torch.multiprocessing.spawn(run_rank, nprocs=cfg.NUM_GPUS, args=arguments, daemon=daemon)
     except ProcessRaisedException as error:
-        sentence = _told(str(error))
+        sentence = told(str(error))
         if sentence is None:
             raise
         raise UserError(sentence) from None
@@ -94,8 +94,8 @@ def free_port() -> str:
         return f"tcp://localhost:{found.getsockname()[1]}"
 
 
-def _told(text: str) -> str | None:
-    """The sentence of an error meant for people, from the traceback of a process."""
+def told(text: str) -> str | None:
+    """The sentence of an error meant for people, from the traceback of a process; ``None``: there is none."""
     marks = [f"distinit_plugin.errors.{kind}: " for kind in ("UserError", "ConfigError", "WeightsError")]
     for mark in marks:
         if mark in text:

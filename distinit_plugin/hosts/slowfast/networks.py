@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 ARCH = "distinit"
 """MODEL.ARCH of this package's networks there: one pathway, whose frames are not thinned out."""
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda logits: logits,
     "softmax": lambda logits: logits.softmax(dim=1),
     "sigmoid": lambda logits: logits.sigmoid(),
 }
+"""MODEL.HEAD_ACT → what becomes of logits in evaluation."""
 
 
 class Hosted:
@@ -59,7 +61,7 @@ class Hosted:
             return output.features
         if network.training and not isinstance(network, RoiNetwork):
             return output.logits
-        return _ACTIVATIONS[self.activation](output.logits.float())
+        return ACTIVATIONS[self.activation](output.logits.float())
 
 
 @cache

@@ -14,9 +14,9 @@ from distinit_plugin.hosts.slowfast import checkpoints, keyframes
 from distinit_plugin.hosts.slowfast.corpora import Distinitcorpus
 from distinit_plugin.hosts.slowfast.detection_defects import cure_tools, has_meter
 from distinit_plugin.hosts.slowfast.distillation import DistinitLoss, attach
-from distinit_plugin.hosts.slowfast.networks import build_hosted, is_own
+from distinit_plugin.hosts.slowfast.networks import build_hosted
 from distinit_plugin.hosts.slowfast.schema import own_cfg
-from distinit_plugin.hosts.slowfast.settling import LOSS, can_classify, has_terms
+from distinit_plugin.hosts.slowfast.settling import LOSS, can_validate, has_terms
 from distinit_plugin.registry import MODELS
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ def fit_train_net() -> None:
 
     @wraps(eval_epoch)
     def evaluate(val_loader: Any, model: nn.Module, val_meter: Any, cur_epoch: int, cfg: Any, *others: Any) -> None:
-        own = own_cfg(cfg)
-        if (has_terms(own) or is_own(cfg.MODEL.MODEL_NAME)) and not can_classify(own, "val"):
+        if not can_validate(cfg):
             logger.info("no validation: there are no videos for it (CORPUS.VAL), or no classifier is trained")
             return
         eval_epoch(val_loader, model, val_meter, cur_epoch, cfg, *others)

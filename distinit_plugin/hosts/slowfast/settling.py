@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+import torch
 
 from distinit_plugin import build
 from distinit_plugin.config.defaults import get_cfg
-from distinit_plugin.config.node import CfgNode, leaf_keys
-from distinit_plugin.config.theirs import PREFIX
+from distinit_plugin.config.node import CfgNode, leaf_keys, same_value, value_at
+from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
+from distinit_plugin.config.theirs import PREFIX, is_architecture
 from distinit_plugin.config.validate import problems_of
 from distinit_plugin.errors import ConfigError
-from distinit_plugin.hosts.slowfast.networks import ARCH, is_own
+from distinit_plugin.hosts.slowfast.networks import ACTIVATIONS, ARCH, is_own
 from distinit_plugin.hosts.slowfast.schema import OWN_NODES, own_cfg
 from distinit_plugin.hosts.slowfast.settling_boxes import (
     KEYFRAMES,
@@ -31,8 +34,17 @@ LOSS = "distinit"
 DATASET = "distinitcorpus"
 """TRAIN.DATASET and TEST.DATASET of CORPUS."""
 
-HONOURED = ("RUNNER.CLIPS_PER_EPOCH", "RUNNER.CPU_RANKS")
+HONOURED = ("RUNNER.CLIPS_PER_EPOCH", "RUNNER.CPU_RANKS", "RUNNER.SCHEDULE_UNIT")
 """Keys of RUNNER that mean something in PySlowFast."""
+
+READ_HERE = ("DATA.MEAN", "DATA.STD", "DATA.TRAIN_JITTER_SCALES", "TEST.NUM_SPATIAL_CROPS")
+"""Keys of PySlowFast that this package's datasets read by rules of their own."""
+
+READ_THERE = ("DATA.DECODING_BACKEND", "DATA.ENSEMBLE_METHOD", "DATA.MULTI_LABEL")
+"""Keys of DATA that this package lacks, and that are honoured, refused or without effect beside its datasets."""
+
+HONOURED_ARCHITECTURE = ("MODEL.ARCH", "MODEL.HEAD_ACT", "MODEL.SINGLE_PATHWAY_ARCH", "DATA.REVERSE_INPUT_CHANNEL")
+"""Keys about PySlowFast's networks that are set or refused with one of this package."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +61,17 @@ def reads_corpora(cfg: CfgNode) -> bool:
 
 def can_classify(cfg: CfgNode, split: Any) -> bool:
     """Whether there are videos for a use, and a classifier that something trains."""
-    return (not has_terms(cfg) or build.needs_own_logits(cfg)) and build.has_corpus(cfg, split)
+    return _trains_classifier(cfg) and build.has_corpus(cfg, split)
+
+
+def can_validate(cfg: Any) -> bool:
+    """The same for the validation of a configuration of PySlowFast, whose own datasets always have videos for it."""
+    own = own_cfg(cfg)
+    return can_classify(own, "val") if cfg.TRAIN.DATASET == DATASET else _trains_classifier(own)
+
+
+def _trains_classifier(cfg: CfgNode) -> bool:
+    return not has_terms(cfg) or build.needs_own_logits(cfg)
 
 
 def settle(cfg: Any) -> None:
@@ -63,12 +85,18 @@ def settle(cfg: Any) -> None:
     terms = has_terms(own)
     keyframes = reads_keyframes(cfg)
     own_corpora = keyframes or reads_corpora(own)
-    problems = [*traps(cfg), *box_problems(cfg, own, terms)]
+    problems = [*traps(cfg), *_rank_problems(cfg, own), *box_problems(cfg, own, terms)]
     if own_corpora or is_own(cfg.MODEL.MODEL_NAME):
-        problems += _own_problems(own, (*OWN_NODES, *NODES) if keyframes else OWN_NODES, terms)
+        read = (*OWN_NODES, *(NODES if keyframes else ()), *(READ_HERE if own_corpora else ()))
+        problems += _own_problems(own, read, terms)
         problems += _not_there(cfg, own)
     if own_corpora:
         problems += _data_problems(cfg, KEYFRAMES if keyframes else DATASET)
+    elif own.RUNNER.SCHEDULE_UNIT == "step" and cfg.TRAIN.ENABLE:
+        problems.append(
+            "RUNNER.SCHEDULE_UNIT: step, but with datasets of PySlowFast all lengths are epochs. Set it to epoch, and "
+            "SOLVER.MAX_EPOCH, STEPS and WARMUP_EPOCHS in epochs."
+        )
     if problems:
         raise ConfigError(problems)
     if own_corpora:
@@ -76,6 +104,8 @@ def settle(cfg: Any) -> None:
     settle_boxes(cfg, own, terms)
     if terms:
         cfg.MODEL.LOSS_FUNC = LOSS
+    if cfg.BN.WEIGHT_DECAY == -1:  # here that of all other weights, there a number like any
+        cfg.BN.WEIGHT_DECAY = cfg.SOLVER.WEIGHT_DECAY
     if own_corpora and own.RUNNER.SCHEDULE_UNIT == "step":
         _count_in_epochs(cfg, own)
     if is_own(cfg.MODEL.MODEL_NAME):
@@ -85,14 +115,14 @@ def settle(cfg: Any) -> None:
         # PySlowFast counts operations on three channels of one pathway.
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and list(build.input_spec(own).view_specs("train")) == ["rgb"]
         cfg.LOG_MODEL_INFO = cfg.LOG_MODEL_INFO and cfg.MODEL.MODEL_NAME not in ("TwoStream", "Fused3D")
-    ignored = [*unhonoured(own), *ignored_rules(own)]
-    if ignored:
-        logger.warning("PySlowFast's loop does not honour what is set: %s", ", ".join(ignored))
+    if ignored := _ignored(cfg, own, own_corpora):
+        logger.warning("distinit slowfast does not honour what is set: %s", ", ".join(ignored))
 
 
-def _own_problems(own: CfgNode, nodes: Collection[str], terms: bool) -> list[str]:
-    """What this package's rules say of some nodes; without terms MODEL.LOSS_FUNC is what is learned."""
-    found = [problem for problem in problems_of(own) if problem.split(".")[0].split(":")[0] in nodes]
+def _own_problems(own: CfgNode, read: Collection[str], terms: bool) -> list[str]:
+    """What this package's rules say of some nodes and keys; without terms MODEL.LOSS_FUNC is what is learned."""
+    keys = {problem: problem.partition(":")[0] for problem in problems_of(own)}
+    found = [problem for problem, key in keys.items() if key in read or key.split(".")[0] in read]
     about_terms = ("ACTION.LOSS", "DISTILL.TEACHERS: no teacher")
     return [problem for problem in found if terms or not problem.startswith(about_terms)]
 
@@ -119,8 +149,75 @@ def unhonoured(own: CfgNode) -> list[str]:
     return [f"RUNNER.{key}" for key in keys if f"RUNNER.{key}" not in HONOURED]
 
 
+def _ignored(cfg: Any, own: CfgNode, own_corpora: bool) -> list[str]:
+    """Keys that are set and mean nothing there."""
+    found = [*unhonoured(own), *ignored_rules(own)]
+    if own_corpora:
+        found += _other_than_theirs(cfg, _is_of_their_datasets)
+        found += [f"CORPUS.{key}" for key in _other_than_default(own, "CORPUS") if key == "MAX_BAD_FRACTION"]
+    if is_own(cfg.MODEL.MODEL_NAME):
+        return found + _other_than_theirs(cfg, _is_of_their_networks)
+    return found + [f"NETWORK.{key}" for key in _other_than_default(own, "NETWORK") if key != "MODALITY"]
+
+
+def _other_than_theirs(cfg: Any, belongs: Callable[[str], bool]) -> list[str]:
+    """Those keys that have another value than PySlowFast's default."""
+    keys = [key for key in PYSLOWFAST_DEFAULTS if belongs(key)]
+    return [key for key in keys if not same_value(value_at(cfg, key), PYSLOWFAST_DEFAULTS[key])]
+
+
+def _is_of_their_datasets(key: str) -> bool:
+    node, _, name = key.partition(".")
+    return node == "DATA" and name not in get_cfg().DATA and key not in READ_THERE and not is_architecture(key)
+
+
+def _is_of_their_networks(key: str) -> bool:
+    return is_architecture(key) and key not in HONOURED_ARCHITECTURE
+
+
+def _other_than_default(own: CfgNode, node: str) -> list[str]:
+    """Keys of a node of this package whose values are not the defaults."""
+    return [key for key, default in get_cfg()[node].items() if own[node][key] != default]
+
+
+def _rank_problems(cfg: Any, own: CfgNode) -> Iterator[str]:
+    """Several processes on a CPU, of which PySlowFast's own checks know nothing."""
+    ranks = int(own.RUNNER.CPU_RANKS)
+    if cfg.NUM_GPUS or ranks <= 1:
+        return
+    if torch.cuda.is_available():
+        yield f"RUNNER.CPU_RANKS: {ranks}, but there is a GPU here. Hide it (CUDA_VISIBLE_DEVICES empty), or set it 1."
+    for use in ("TRAIN", "TEST"):
+        settled = use == "TEST" and cfg.DETECTION.ENABLE
+        if cfg[use].ENABLE and not settled and cfg[use].BATCH_SIZE % ranks:
+            yield (
+                f"{use}.BATCH_SIZE: {cfg[use].BATCH_SIZE} clips cannot be shared by {ranks} processes "
+                f"(RUNNER.CPU_RANKS). Use a multiple of {ranks}."
+            )
+
+
+def _network_problems(cfg: Any, own: CfgNode) -> Iterator[str]:
+    """Keys about networks that would change a result, and that the one of MODEL.MODEL_NAME does not read."""
+    name = cfg.MODEL.MODEL_NAME
+    if not is_own(name):
+        for key in _other_than_default(own, "INIT"):
+            if key != "TRAINABLE":
+                yield (
+                    f"INIT.{key}: {own.INIT[key]!r} is for networks of this package, and {name} is PySlowFast's. Leave "
+                    "it empty; TRAIN.CHECKPOINT_FILE_PATH names weights for either."
+                )
+        return
+    if cfg.MODEL.HEAD_ACT not in ACTIVATIONS:
+        yield f"MODEL.HEAD_ACT: {cfg.MODEL.HEAD_ACT} is not allowed. Allowed: {', '.join(ACTIVATIONS)}."
+    if cfg.BN.NORM_TYPE not in ("batchnorm", "sync_batchnorm_apex"):
+        yield f"BN.NORM_TYPE: {cfg.BN.NORM_TYPE} is of PySlowFast's networks, not of {name}. Set it to batchnorm."
+    if cfg.DATA.REVERSE_INPUT_CHANNEL:
+        yield f"DATA.REVERSE_INPUT_CHANNEL: True, but {name} sees red, green and blue in this order. Set it False."
+
+
 def _not_there(cfg: Any, own: CfgNode) -> Iterator[str]:
     """What this package's own runner does and PySlowFast's loop cannot."""
+    yield from _network_problems(cfg, own)
     if own.DISTILL.GATE == "skip":
         yield "DISTILL.GATE: skip is not possible in PySlowFast, whose student has run by then. Set it to weight."
     if own.INIT.TRAINABLE != "all":

@@ -90,7 +90,9 @@ def surprises(cfg: Any) -> Iterator[str]:
 def needed_cures(cfg: Any) -> list[Cure]:
     """What PySlowFast alone would stop at here, or do wrong, of a configuration; the patches that cure it, where so."""
     classes, backend = cfg.MODEL.NUM_CLASSES, cfg.DATA.DECODING_BACKEND
-    method, dataset = cfg.SOLVER.OPTIMIZING_METHOD, str(cfg.TRAIN.DATASET).lower()
+    method = cfg.SOLVER.OPTIMIZING_METHOD
+    datasets = {use: str(cfg[use].DATASET).lower() for use in ("TRAIN", "TEST") if cfg[use].ENABLE}
+    ptv = [f"{use}.DATASET {name}" for use, name in datasets.items() if name.startswith("ptv")]
     boxes, ranks = cfg.DETECTION.ENABLE, f"NUM_GPUS {cfg.NUM_GPUS}, NUM_SHARDS {cfg.NUM_SHARDS}"
     few = classes < CLASSES_OF_TOP_5 and not (cfg.DATA.MULTI_LABEL or cfg.DETECTION.ENABLE)
     needs = (
@@ -99,9 +101,8 @@ def needed_cures(cfg: Any) -> list[Cure]:
         (method == "mt_adamw", Cure("multi_tensor", f"SOLVER.OPTIMIZING_METHOD {method}")),
         (cfg.NUM_GPUS == 0, Cure("synchronize", "NUM_GPUS 0")),
         (cfg.TRAIN.MIXED_PRECISION, Cure("infinite_stats", "TRAIN.MIXED_PRECISION True")),
-        (dataset == "kinetics", Cure("decoder", f"DATA.DECODING_BACKEND {backend}")),
-        (dataset.startswith("ptv"), Cure("ptv_fields", f"TRAIN.DATASET {dataset}")),
-        (dataset.startswith("ptv"), Cure("ptv_decoder", f"TRAIN.DATASET {dataset}")),
+        ("kinetics" in datasets.values() and not boxes, Cure("decoder", f"DATA.DECODING_BACKEND {backend}")),
+        *((True, Cure(patch, key)) for key in ptv[:1] for patch in ("ptv_fields", "ptv_decoder")),
         (boxes, Cure("detection_files", "DETECTION.ENABLE True")),
         (boxes and cfg.TEST.ENABLE, Cure("detection_test", "DETECTION.ENABLE True, TEST.ENABLE True")),
         (boxes and cfg.NUM_GPUS * cfg.NUM_SHARDS > 1, Cure("padded_keyframes", f"DETECTION.ENABLE True, {ranks}")),
