@@ -318,7 +318,11 @@ def test_a_study(tmp_path, capsys):
     table = {row["row"]: row for row in page.table("Study: Does it help?")}
     assert [table[row]["chosen"] for row in rows] == ["yes", "yes", "–"]
     assert table["DistInit"]["split, seed 1"] == "50.0"
-    assert [*page.table("Accuracy of each class, %")[0]] == ["class", "scratch, split, seed 0", "DistInit, split, seed 0"]
+    assert [*page.table("Accuracy of each class, %")[0]] == [
+        "class",
+        "scratch, split, seed 0",
+        "DistInit, split, seed 0",
+    ]
     file.write_text(
         json.dumps(study | {"average": [], "rows": {row: {"only": found["0"]} for row, found in rows.items()}})
     )
