@@ -250,9 +250,9 @@ def test_errors_of_several_probes(tmp_path, capsys):
     ]
     assert [float(row["epe"]) for row in rows] == [own["epe"] for own in numbers["layers"]]
     assert "name nothing twice" in refused(capsys, "epe", probes[0], probes[0], "--output", output)
-    layer = '{"layer": "2C", "grid": [1e999, 1, 1], "epe": 1, "zeros": 1, "magnitude": 1}'
-    for text in (f'{{"curves": [{{"name": "a", "layers": [{layer}]}}]}}', "[" * 100_000):
-        (probes[0] / "motion.json").write_text(text)
+    layer = '{"layer": "2C", "grid": [%s, 1, 1], "epe": %s, "zeros": 1, "magnitude": 1}'
+    for layers in (layer % ("1e999", "1"), layer % ("1", "1e308"), "", "[" * 100_000):
+        (probes[0] / "motion.json").write_text(f'{{"curves": [{{"name": "a", "layers": [{layers}]}}]}}')
         assert "is no result of a probe" in refused(capsys, "epe", probes[0], "--output", output)
     assert "motion.json cannot be read" in refused(capsys, "epe", tmp_path, "--output", output)
 

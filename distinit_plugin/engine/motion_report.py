@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 JSON_FILE, CSV_FILE, PLOT_FILE = "motion.json", "motion.csv", "motion.png"
 PICTURES_FILE, SAMPLES_FILE = "motion_flow.png", "motion_flow.npz"
 _MAX_BYTES = 64 * 1024**2
+_MOST_PIXELS = 1e9
 
 EXPECTED = {
     "still": "nothing moves: close to 0 against its own flow; low against the original's, motion is guessed from looks",
@@ -134,7 +135,11 @@ def _curve(found: Any) -> MotionCurve:
         epe, zeros, magnitude = (
             math.nan if layer[key] is None else float(layer[key]) for key in ("epe", "zeros", "magnitude")
         )
+        if any(value > _MOST_PIXELS for value in (epe, zeros, magnitude)):
+            raise ValueError("an error that no picture has")
         layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
+    if not layers:
+        raise ValueError("a network without layers")
     return MotionCurve(str(found["name"]), layers)
 
 
