@@ -127,7 +127,7 @@ def test_other_classes_labels_and_videos_are_refused(tmp_path, capsys):
         {"paths": np.array("x")},
         {"class_names": np.array(7)},
     ],
-    ids=str,
+    ids=["text for labels", "labels that are no numbers", "text for scores", "complex scores", "no list", "a number"],
 )
 def test_arrays_of_other_kinds_are_no_scores(change, tmp_path):
     file = write(tmp_path / "run", noisy(1)) / "scores.npz"
@@ -140,13 +140,13 @@ def test_arrays_of_other_kinds_are_no_scores(change, tmp_path):
 def test_a_damaged_byte_is_no_defect_of_the_program(tmp_path):
     file = write(tmp_path / "run", noisy(1)) / "scores.npz"
     whole, refused = file.read_bytes(), 0
-    for place in range(0, len(whole), 53):
+    for place in range(0, len(whole), 101):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
             read_scores(file, "probs")
         except UserError:
             refused += 1
-    assert refused > len(whole) // 106  # checksums see nearly all of them
+    assert refused > len(whole) // 202  # checksums see nearly all of them
 
 
 def test_tests_before_logits_were_saved(tmp_path, capsys):
