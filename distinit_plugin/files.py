@@ -9,8 +9,11 @@ import json
 import math
 import os
 import shutil
+import struct
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,12 @@ from distinit_plugin.errors import UserError
 
 LOCK_SECONDS = 20.0
 """That another writer of a folder is waited for: processes of a call that was killed end a moment after it."""
+
+UNREADABLE_ARCHIVE = (
+    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What damaged or hostile files of numpy's arrays make their reader raise."""
 
 STALE_SECONDS = 3600.0
 """A temporary of a shared file that is older was left by a killed process: no such file takes this long to write."""
@@ -79,18 +88,18 @@ def write_text(path: str | os.PathLike[str], text: str, *, shared: bool = False,
     write_file(path, lambda file: file.write(content), shared=shared, durable=durable)
 
 
-def write_json(path: str | os.PathLike[str], values: Any) -> None:
+def write_json(path: str | os.PathLike[str], values: Any, *, shared: bool = False) -> None:
     """``write_file`` for JSON: named tuples become objects, NaN and infinities, which JSON has not, null."""
-    write_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n", shared=shared)
 
 
-def write_csv(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]], *, shared: bool = False) -> None:
     """``write_file`` for rows of a table, the header among them; what is no finite number stays empty."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         ["" if isinstance(value, float) and not math.isfinite(value) else value for value in row] for row in rows
     )
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), shared=shared)
 
 
 def _plain(value: Any) -> Any:

@@ -175,7 +175,9 @@ def test_table_of_the_density_adds_up():
     numbers = entropy_numbers(study)
     assert numbers["kept_share"] == {"1": study.density.kept_share(1.0)}
     answers = np.bincount(logits.argmax(1), minlength=10)
-    assert numbers["answers"] == {f"c{n}": int(answers[n]) for n in np.argsort(-answers, kind="stable") if answers[n]}
+    assert numbers["answers"] == [
+        {"class": f"c{n}", "examples": int(answers[n])} for n in np.argsort(-answers, kind="stable") if answers[n]
+    ]
 
 
 def test_examples_of_low_median_and_high_entropy():
@@ -329,6 +331,11 @@ def test_separated_classes_and_mixed_ones():
     assert rows[1][:3] == ["good", "0.mp4", "a"]
     figure = draw_embeddings([good, mixed])
     assert figure.axes[0].get_title() == f"good\n5-NN 100.0 %, silhouette {good.silhouette:.3f}"
+    same = embed("collapsed", torch.zeros(60, 12), labels, names, paths, neighbors=5)
+    assert np.isfinite(same.points).all()
+    assert same.silhouette == 0
+    with pytest.raises(UserError, match="not finite"):
+        embed("broken", torch.full((60, 12), torch.nan), labels, names, paths)
     with pytest.raises(UserError, match="too few for a picture"):
         embed("few", apart[:2], labels[:2], names, paths[:2])
 

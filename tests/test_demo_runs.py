@@ -51,12 +51,19 @@ def shared_out(_):
     return float(torch.ones(2000, 2000).exp().log().mean())
 
 
+def shared_out_among_two(_):
+    torch.set_num_threads(2)  # as a run with RUNNER.NUM_THREADS does
+    return shared_out(_)
+
+
 def test_processes_do_not_wait_for_threads_that_were_not_forked():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         assert shared_out(0) == pytest.approx(1.0)
-        found = dict(run_isolated(shared_out, [1, 2], num_workers=2, max_seconds=20))
-        assert found == {1: pytest.approx(1.0), 2: pytest.approx(1.0)}
+        for do in (shared_out, shared_out_among_two):
+            found = dict(run_isolated(do, [1, 2], num_workers=2, max_seconds=20))
+            assert found == {1: pytest.approx(1.0), 2: pytest.approx(1.0)}
+        assert torch.get_num_threads() == 2  # and this process still has its own
     finally:
         torch.set_num_threads(before)

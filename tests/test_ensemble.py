@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from distinit_plugin import cli
-from distinit_plugin.engine.ensemble import Scores, combine_scores
+from distinit_plugin.engine.ensemble import Scores, combine_scores, read_scores
 from distinit_plugin.engine.evaluate import top_k
+from distinit_plugin.errors import UserError
 
 CLASSES = [f"class {number}" for number in range(7)]
 
@@ -114,6 +115,38 @@ def test_other_classes_labels_and_videos_are_refused(tmp_path, capsys):
     for weights in (["1"], ["1", "-1"], ["0", "0"]):
         assert cli.main(["ensemble", str(good), str(cases["has a video twice"]), "--weights", *weights]) == 1
         assert "--weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": np.array(["a"] * 70)},
+        {"labels": np.full(70, np.nan)},
+        {"scores": np.full((70, 7), "0.1")},
+        {"scores": np.full((70, 7), 1j)},
+        {"paths": np.array("x")},
+        {"class_names": np.array(7)},
+    ],
+    ids=["text for labels", "labels that are no numbers", "text for scores", "complex scores", "no list", "a number"],
+)
+def test_arrays_of_other_kinds_are_no_scores(change, tmp_path):
+    file = write(tmp_path / "run", noisy(1)) / "scores.npz"
+    with np.load(file) as archive:
+        np.savez(file, **{**archive, **change})
+    with pytest.raises(UserError, match="cannot be read as the scores"):
+        read_scores(file, "probs")
+
+
+def test_a_damaged_byte_is_no_defect_of_the_program(tmp_path):
+    file = write(tmp_path / "run", noisy(1)) / "scores.npz"
+    whole, refused = file.read_bytes(), 0
+    for place in range(0, len(whole), 101):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_scores(file, "probs")
+        except UserError:
+            refused += 1
+    assert refused > len(whole) // 202  # checksums see nearly all of them
 
 
 def test_tests_before_logits_were_saved(tmp_path, capsys):

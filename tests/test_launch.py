@@ -19,6 +19,7 @@ from distinit_plugin import cli
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.progress import RunLog
 from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError
+from distinit_plugin.jobs import running
 from distinit_plugin.jobs.launching import launch, starts_ranks
 from distinit_plugin.jobs.running import run
 from distinit_plugin.jobs.session import choose_device
@@ -54,6 +55,23 @@ def test_a_job_of_one_rank_starts_nothing(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not starts_ranks(ranks_cfg(2))  # torchrun has done it
+
+
+def test_a_rank_of_torchrun_ends_with_it(videos, tmp_path, monkeypatch):
+    """One that went on after torchrun was killed would write to the folder in which the next call trains."""
+    parents: list[int] = []
+
+    def refuse(*arguments):
+        raise UserError("no further")
+
+    monkeypatch.setattr(running, "end_with_parent", parents.append)
+    monkeypatch.setattr(running, "check_job", refuse)
+    cfg = small_cfg(videos, tmp_path / "run", **labelled(videos))
+    for expected in ([], [os.getppid()]):
+        with pytest.raises(UserError, match="no further"):
+            run(cfg)
+        assert parents == expected
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
 
 
 def test_two_ranks_on_the_cpu_without_torchrun(videos, tmp_path, alone, capfd):

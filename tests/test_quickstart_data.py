@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distinit_plugin import files as writing
 from distinit_plugin.demos import files
 from distinit_plugin.demos.digits import CLASS_NAMES, LABELED_MOTIONS, digit_pools, make_digits
 from distinit_plugin.demos.drawing import MOTIONS, draw_still, draw_video
@@ -129,6 +130,17 @@ def test_finished_data_are_left_alone_and_a_stopped_run_is_done_again(tmp_path):
     make_digits(tmp_path, **SMALL)
     assert fingerprints(tmp_path) == before
     assert data.train.exists()
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path, monkeypatch):
+    """Another one would empty the folders that this one fills."""
+    monkeypatch.setattr(writing, "LOCK_SECONDS", 0.0)
+    with writing.writing_alone(tmp_path, "it"), pytest.raises(UserError, match="another process is writing the data"):
+        make_digits(tmp_path, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        make_digits(tmp_path / "file" / "data", **SMALL)
 
 
 def test_other_peoples_files_are_never_removed(tmp_path):

@@ -9,6 +9,7 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from small_reports import settings, write_metrics, write_run
 
 from distinit_plugin.analysis.page import Picture
 from distinit_plugin.analysis.published import rows_of
+from distinit_plugin.analysis.run_facts import RunFacts
+from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.cli import main
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.yaml_files import parse_yaml
@@ -31,6 +34,10 @@ from distinit_plugin.jobs.running import run
 
 EVIL = '<img src=x onerror="alert(1)">&amp;<script>alert(2)</script>'
 PNG = b"\x89PNG"
+HUGE = (
+    '{"format": 1, "files": [], "config": "", "parts": [{"environment": {}, "state": "done", "started": "", '
+    '"ended": "", "error": "", "steps": 1, "wait_share": 0, "trained_seconds": %s}]}'
+)
 
 
 class Reader(HTMLParser):
@@ -304,8 +311,29 @@ def test_a_study(tmp_path, capsys):
     assert [table[row]["compared with"] for row in table] == ["inflated", "scratch", "–"]
     assert table["DistInit"]["difference, points"] == "+18.8 ± 6.2"
     assert table["scratch"]["difference, points"] == "–"  # its baseline has no result
+    assert "chosen" not in table["scratch"]
+    shown = {"shown": ["DistInit", "scratch"], "average": ["split", "seed"]}
+    file.write_text(json.dumps(study | shown))
+    page = page_of("--study", file, folder=tmp_path)
+    table = {row["row"]: row for row in page.table("Study: Does it help?")}
+    assert [table[row]["chosen"] for row in rows] == ["yes", "yes", "–"]
+    assert table["DistInit"]["split, seed 1"] == "50.0"
+    assert [*page.table("Accuracy of each class, %")[0]] == [
+        "class",
+        "scratch, split, seed 0",
+        "DistInit, split, seed 0",
+    ]
+    file.write_text(
+        json.dumps(study | {"average": [], "rows": {row: {"only": found["0"]} for row, found in rows.items()}})
+    )
+    page = page_of("--study", file, folder=tmp_path)
+    assert [row["run"] for row in page.table("Runs")] == [*rows]
+    assert page.table("Study: Does it help?")[1]["difference, points"] == "+12.5"
+    assert "inflated: no result." in page.text
     for change, message in (
         ({"baseline": "gone"}, "its baseline is none of its rows"),
+        ({"shown": ["gone"]}, "what it shows is none of its rows"),
+        ({"average": "seed"}, "is no list"),
         ({"rows": {}}, "it has no runs"),
         ({"baselines": {"scratch": "gone"}}, "its baselines are none of its rows"),
         ({"rows": {"a": ["b"]}}, "no objects"),
@@ -328,8 +356,38 @@ def test_folders_that_hold_no_run(tmp_path, capsys):
     assert "HTML file" in refused(capsys, tmp_path / "runs", "--output", tmp_path / "report.pdf")
     assert [row["run"] for row in page_of(tmp_path / "runs", folder=tmp_path).table("Runs")] == ["a", "b"]
     write_run(tmp_path / "others" / "a")
-    page = page_of(tmp_path / "runs" / "a", tmp_path / "others", folder=tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "runs" / "a")
+    page = page_of(tmp_path / "runs" / "a", tmp_path / "others", tmp_path / "again", folder=tmp_path)
     assert [row["run"] for row in page.table("Runs")] == ["runs/a", "others/a"]
+
+
+def test_of_a_study_the_chosen_rows_are_drawn(tmp_path):
+    """As many of them as there is room for, and not the values that validation did not choose."""
+    facts = [RunFacts(name, tmp_path / name, settings={"SOLVER.BASE_LR": name}) for name in "abcde"]
+    rows = {name: {"0": tmp_path / name} for name in "abcd"}
+    drawn = report_figures.representatives(facts, Study("s", rows, shown=["b", "d"]))
+    assert [found.name for found in drawn] == ["b", "d", "e"]  # e is of no study
+    drawn = report_figures.representatives(facts, Study("s", rows))
+    assert [found.name for found in drawn] == ["a", "b", "c", "d", "e"]
+
+
+def test_no_two_pictures_have_one_caption(tmp_path, monkeypatch):
+    """They name boxes, by which people who see none find their way."""
+    monkeypatch.setattr(report_figures, "CURVES", 2)
+    monkeypatch.setattr(report_figures, "picture", lambda name, *rest: Picture(name, PNG, 9, 9, *rest[1:]))
+    facts = [report.read_run(name, write_run(tmp_path / name, epochs=1)) for name in "abcde"]
+    captions = [block.caption for block in report_figures.curve_blocks(facts)]
+    assert len(captions) == len(set(captions)) == 3
+
+
+def test_markdown_finds_its_pictures_whatever_it_is_called(tmp_path, monkeypatch):
+    """Blanks and brackets of a name would end the address of a picture."""
+    monkeypatch.setattr(report, "curve_blocks", lambda runs: [Picture("curves_1", PNG, 9, 9, "a", "b")])
+    output = tmp_path / "my (best) report.html"
+    assert main(["report", str(write_run(tmp_path / "run")), "--markdown", "--output", str(output)]) == 0
+    (address,) = re.findall(r"\]\((\S+)\)\n", output.with_suffix(".md").read_text("utf-8"))
+    assert (tmp_path / unquote(address)).read_bytes() == PNG
+    assert not set(" ()") & set(address)
 
 
 # ------------------------------------------------------------------------------------------------ hostile contents
@@ -371,6 +429,17 @@ def test_a_malformed_result_is_a_sentence(contents, tmp_path):
             'json_stats: {"_type": "train_epoch", "epoch": 1, "dt": "x", "iter": 3}\njson_stats: [1]\n',
             "",
         ),
+        (
+            "json_stats.log",
+            "".join(
+                f'json_stats: {{"_type": "{kind}", "epoch": "{epoch}", "iter": "1/2", "loss": {loss}}}\n'
+                for kind in ("train_iter_", "train_epoch")
+                for epoch, loss in (("9" * 400, 1), ("2/3", "1e308"), ("3/3", "-1e308"), ("1/-1", 1))
+            ),
+            "",
+        ),
+        ("run.json", HUGE % "1e300", "a number that is none"),
+        ("run.json", HUGE % "NaN", "a number that is none"),
         ("bad_videos.csv", "path,reason\n" + "x" * 200_000 + ",y\n", "cannot be read as a list of videos"),
         ("test/scores.npz", "PK", "cannot be read as the scores of a test"),
     ],

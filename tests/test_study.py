@@ -1,8 +1,10 @@
 """Studies: what is written in them, which runs they are, runs that are killed, fail and go on, and the table."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -13,17 +15,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from small_jobs import labelled, small_settings
 
+from distinit_plugin import files
 from distinit_plugin.cli import main
 from distinit_plugin.config.load import shipped_folder
 from distinit_plugin.errors import ConfigError
+from distinit_plugin.jobs.report import report
 from distinit_plugin.jobs.resuming import NEUTRAL
 from distinit_plugin.studies import execution, schedule
 from distinit_plugin.studies.grid import plan_study
 from distinit_plugin.studies.reading import read_study
 from distinit_plugin.studies.results import Results, states_of
-from distinit_plugin.studies.state import FINISHED, STATE_FILE, RunState, read_state, write_state
+from distinit_plugin.studies.state import FAILED, FINISHED, STATE_FILE, RunState, read_state, write_state
+from distinit_plugin.video.isolated import Crash
 
 STEPS = 3
 
@@ -281,6 +287,16 @@ def test_failures_are_listed_and_others_go_on(tmp_path, videos, capsys, monkeypa
     assert len(study["failed"]) == 2
     assert list(study["results"]) == ["scratch"]
 
+    for part in ("curve_blocks", "class_pictures", "filter_blocks"):
+        monkeypatch.setattr(f"distinit_plugin.jobs.report.{part}", lambda *runs: [])
+    report(  # also those that never began, or could not say that they failed
+        [], tmp_path / "report.html", study=output / "study.json", console=Console(file=io.StringIO())
+    )
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert re.search(r"pretrain \(\w+\) failed: TRAIN.CHECKPOINT_FILE_PATH", page)
+    assert "scratch, seed 1 failed: its process crashed (SIGKILL)" in page
+    assert "pre-trained, seed 0 failed" not in page  # it has not started
+
     assert main(["study", str(path), "--list"]) == 1
     listed = capsys.readouterr().out
     assert listed.count("failed") == 2
@@ -296,6 +312,39 @@ def test_failures_are_listed_and_others_go_on(tmp_path, videos, capsys, monkeypa
     assert "starts from pretrain, which is not finished" in capsys.readouterr().err
     assert main(["study", str(path), "--only", "scratch, 2"]) == 1
     assert "Did you mean scratch, " in capsys.readouterr().err
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path, videos, capsys, monkeypatch):
+    """While another process has the study, or one of its runs, nothing is done; afterwards it is."""
+    path, output = write(tmp_path, tiny(tmp_path, videos)), tmp_path / "out"
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    output.mkdir()
+    with files.writing_alone(output, "it"):
+        assert main(["study", str(path)]) == 1
+    assert "another process is writing the study" in capsys.readouterr().err
+    plan = plan_of(path)
+    first = next(iter(plan.runs.values()))
+    folder = output / first.folder
+    folder.mkdir(parents=True)
+    with files.writing_alone(folder, "it"):
+        assert main(["study", str(path), "--only", first.name]) == 1
+    assert "another process is writing the run scratch, 0" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(execution, "run_job", lambda *arguments, **words: (folder / "test").mkdir())
+    assert main(["study", str(path), "--only", first.name]) == 1  # the control: nobody has it
+    assert "there is no result of a test" in read_state(folder, first.name, first.digest).reason
+
+
+def test_what_dies_after_its_end_stays_finished(tmp_path, videos):
+    """The state is on the disk before the process can say so."""
+    plan = plan_of(write(tmp_path, tiny(tmp_path, videos)))
+    one, other, *_ = plan.runs.values()
+    finished = RunState(one.name, one.digest, FINISHED, metrics={"top1": 0.5})
+    write_state(plan.study.output / one.folder, finished)
+    crash = Crash("its process crashed (SIGKILL)")
+    assert schedule._after_crash(execution.order_of(plan, one), crash) == finished
+    assert read_state(plan.study.output / one.folder, one.name, one.digest) == finished
+    assert schedule._after_crash(execution.order_of(plan, other), crash).state == FAILED
 
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -370,11 +419,18 @@ printf '%s\\n' "$@" > "$WORDS"
 """
 
 
+SAVES = """#!/usr/bin/env bash
+trap 'sleep 0.1; echo saves; exit {end}' USR1
+echo works
+for _ in {{1..400}}; do sleep 0.05; done
+"""
+
+
 def test_slurm_gets_an_array_for_each_wave(tmp_path, videos, capsys, monkeypatch):
     if not shutil.which("bash"):
         pytest.skip("there is no bash")
     path, output = write(tmp_path, tiny(tmp_path, videos)), tmp_path / "out"
-    for name, text in (("sbatch", SBATCH), ("python", STAND_IN)):
+    for name, text in (("sbatch", SBATCH), ("python", STAND_IN), ("scontrol", 'echo "$@" >> "$CALLS"\n')):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -399,6 +455,18 @@ def test_slurm_gets_an_array_for_each_wave(tmp_path, videos, capsys, monkeypatch
             *("-m", "distinit_plugin.cli", "study", str(path), "--output", str(output)),
             *("--only", run.folder.rpartition("/")[2]),
         ]
+    # Near the time limit the run saves and ends with 138, and the task queues again; one that is done does not.
+    for end, requeued in ((138, "requeue 41_1\n"), (0, "")):
+        (tmp_path / "python").write_text(SAVES.format(end=end))
+        (tmp_path / "calls").write_text("")
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "41"}
+        job = subprocess.Popen(["bash", scripts[1]], env=environment, stdout=subprocess.PIPE, text=True)
+        assert job.stdout.readline() == "works\n"
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(20) == 0
+        assert job.stdout.read() == "saves\n"
+        assert (tmp_path / "calls").read_text() == requeued
+
     (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\necho invalid account >&2\nexit 1\n")
     capsys.readouterr()
     assert main(words) == 1

@@ -250,6 +250,10 @@ def test_errors_of_several_probes(tmp_path, capsys):
     ]
     assert [float(row["epe"]) for row in rows] == [own["epe"] for own in numbers["layers"]]
     assert "name nothing twice" in refused(capsys, "epe", probes[0], probes[0], "--output", output)
+    layer = '{"layer": "2C", "grid": [%s, 1, 1], "epe": %s, "zeros": 1, "magnitude": 1}'
+    for layers in (layer % ("1e999", "1"), layer % ("1", "1e308"), "", "[" * 100_000):
+        (probes[0] / "motion.json").write_text(f'{{"curves": [{{"name": "a", "layers": [{layers}]}}]}}')
+        assert "is no result of a probe" in refused(capsys, "epe", probes[0], "--output", output)
     assert "motion.json cannot be read" in refused(capsys, "epe", tmp_path, "--output", output)
 
 
@@ -288,5 +292,9 @@ def test_tensorboard_gets_filters_and_confusions(tested, gated):
     steps = len(json_stats(tested, "train_iter_"))
     assert [image.step for image in events.Images("val/confusion")] == [steps]
     assert [image.step for image in events.Images("filters")] == [steps]  # once, though drawn at the end, too
+    metrics = json.loads((tested / "test" / "metrics.json").read_text())
+    assert [(found.step, found.value) for found in events.Scalars("test/top1")] == [
+        (steps, pytest.approx(metrics["top1"]))
+    ]
     assert events.Images("test/confusion")[0].encoded_image_string.startswith(b"\x89PNG")
     assert not (gated / "tensorboard").exists()

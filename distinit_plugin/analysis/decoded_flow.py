@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 from distinit_plugin.engine.motion import MotionSample
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file
+from distinit_plugin.files import UNREADABLE_ARCHIVE, write_file
 from distinit_plugin.flow.motion import flow_errors
 from distinit_plugin.flow.pictures import Picture, colour_flow, large_length, picture_rows
 
@@ -53,7 +52,7 @@ def read_samples(path: Path) -> list[MotionSample]:
         fits &= bool(layers) and all(part.shape[:2] == (count, 2) and part.ndim == 4 for part in decoded.values())
         if not fits:
             raise ValueError("its arrays do not fit together")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+    except UNREADABLE_ARCHIVE as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(
             f"{path} cannot be read as the pictures of a probe of motion ({reason}). Name its folder OUTPUT_DIR/motion."

@@ -108,7 +108,7 @@ def embed(
         seed: Of t-SNE.
 
     Raises:
-        UserError: There are too few videos, or all of one class.
+        UserError: There are too few videos, or all of one class, or a feature is no number.
     """
     import sklearn
     from sklearn.decomposition import PCA
@@ -122,11 +122,14 @@ def embed(
             f"{num_videos} videos of {num_classes} classes are too few for a picture of classes: it needs {FEWEST} of "
             "two classes. Choose more classes, or another list."
         )
+    if not features.isfinite().all():
+        raise UserError(f"{network} gives features that are not finite. Look at its weights.")
     rows: npt.NDArray[np.float32] = nn.functional.normalize(features.float(), dim=1).numpy()
     components = min(_COMPONENTS, num_features, num_videos)
-    with sklearn.config_context(working_memory=_WORKING_MEMORY):
+    with sklearn.config_context(working_memory=_WORKING_MEMORY), np.errstate(invalid="ignore"):
         main = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(rows)
-        layout = TSNE(init="pca", perplexity=min(_PERPLEXITY, (num_videos - 1) / 3), random_state=seed)
+        start = "pca" if main[:, 0].std() > 0 else "random"  # a network may have the same features for all videos
+        layout = TSNE(init=start, perplexity=min(_PERPLEXITY, (num_videos - 1) / 3), random_state=seed)
         points = layout.fit_transform(main)
         silhouette = float(silhouette_score(rows, labels.numpy()))
     return Embedding(

@@ -159,7 +159,7 @@ def entropy_numbers(study: EntropyStudy) -> dict[str, Any]:
         "quantiles": {f"{level:g}": value for level, value in zip(_QUANTILES, quantiles, strict=True)},
         "kept_share": {f"{threshold:g}": density.kept_share(threshold) for threshold in study.thresholds},
         "accuracy": {_threshold(key): values for key, values in sorted(study.accuracies.items())},
-        "answers": dict(study.answers),
+        "answers": [{"class": name, "examples": count} for name, count in study.answers],  # two may have one name
         "shown": {
             level: [{"path": own.path, "entropy": own.entropy, "answer": own.answer} for own in found]
             for level, found in study.examples.items()

@@ -1,13 +1,14 @@
 """A report as one HTML file that needs nothing else: styles, the small script and pictures are in it.
 
 Every text goes through ``_text`` or ``_attribute``, so that nothing of it is markup. The page's own policy forbids any
-request.
+request, and any script but its own.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import html
 import re
 from importlib import resources
@@ -28,8 +29,6 @@ from distinit_plugin.analysis.page import (
     plain,
 )
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-
 _JOINTS = re.compile(r"([_/](?=[^_/])|(?<=[A-Z])\.(?=[A-Z]))")
 _LONG = re.compile(r"[^\s_/]{29}")
 """A word that is broken anywhere, so that it widens no column."""
@@ -42,16 +41,17 @@ _WIDE = 22
 
 def html_page(page: Page) -> str:
     """The file."""
+    script = f"\n{_asset('page.js')}"
     links = "".join(f'<li><a href="#{section.anchor}">{_text(section.title)}</a></li>' for section in page.shown)
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{_text(page.title)}</title>\n"
-        f"<style>\n{_asset('page.css')}</style>\n<script>\n{_asset('page.js')}</script>\n</head>\n<body>\n"
+        f"<style>\n{_asset('page.css')}</style>\n<script>{script}</script>\n</head>\n<body>\n"
         '<a class="skip" href="#content">To the content</a>\n'
         f'<header>\n<div>\n<h1>{_text(page.title)}</h1>\n<p class="soft">{_text(page.subtitle)}</p>\n</div>\n'
         '<button type="button" class="theme" hidden>Dark colours</button>\n</header>\n'
@@ -61,6 +61,12 @@ def html_page(page: Page) -> str:
         '<div id="told" class="unseen" role="status"></div>\n'
         "</body>\n</html>\n"
     )
+
+
+def _policy(script: str) -> str:
+    """No request, and no script but this one."""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 @functools.cache

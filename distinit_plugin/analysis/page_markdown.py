@@ -15,7 +15,7 @@ def markdown_page(page: Page, folder: str) -> str:
 
     Args:
         page: What it holds.
-        folder: Of the pictures, as seen from it.
+        folder: Of the pictures, as seen from it, as an address has it.
     """
     parts = [f"# {_text(page.title)}", _text(page.subtitle)]
     for section in page.shown:

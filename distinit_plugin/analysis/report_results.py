@@ -13,6 +13,8 @@ from distinit_plugin.analysis.study_table import Study, StudyRow
 from distinit_plugin.engine.meters import duration_text
 
 _TONES = {"done": "", "failed": "bad", "stopped": "warn", "unfinished": "warn", "not started": "warn"}
+T_QUANTILES = "± 12.7 (of 2), ± 4.3 (of 3), ± 3.2 (of 4), ± 2.8 (of 5), ± 2.3 (of 10)"
+"""97.5 % of Student's distribution with one degree of freedom less than there are differences."""
 _LEADING = ("top1", "map", "recall50")
 """Measures that a run is known by, the first one that it has."""
 
@@ -67,9 +69,8 @@ def results_section(runs: Sequence[RunFacts]) -> Section:
         rows.append([*cells, text_cell(facts.tested)])
     blocks: list[Block] = [Tiles(_tiles(runs)), Table("Test results", columns, rows)]
     for facts in runs:
-        part = facts.last_part
-        if part is not None and part.error and facts.state in ("failed", "stopped"):
-            blocks.append(Text(f"{facts.name} {facts.state}: {part.error}", _TONES[facts.state]))
+        if facts.error:
+            blocks.append(Text(f"{facts.name} {facts.state}: {facts.error}", _TONES[facts.state]))
         blocks += [Text(f"{facts.name}: {problem}", "warn") for problem in facts.problems]
     return Section("results", "Results", blocks)
 
@@ -163,40 +164,47 @@ def _published_row(facts: RunFacts, measure: str, same: list[Published], changes
 # ---------------------------------------------------------------------------------------------------------- study
 def study_section(study: Study, rows: Sequence[StudyRow]) -> Section:
     """Rows with mean ± deviation, and their differences from the baseline, seed by seed."""
-    seeds = list(dict.fromkeys(seed for row in study.rows.values() for seed in row))
-    measure = MEASURES[study.metric]
+    repeats = list(dict.fromkeys(name for row in study.rows.values() for name in row)) if study.repeats else []
+    what = study.repeats or "run"
     compared = any(row.gain for row in rows)
-    columns = [Column("row"), Column(f"{measure}, %", numeric=True), Column("seeds", numeric=True)]
+    columns = [Column("row"), *([Column("chosen")] if study.shown else [])]
+    columns += [Column(f"{MEASURES[study.metric]}, %", numeric=True), Column(f"{what}s", numeric=True)]
     bases = {name for row in rows if (name := study.baseline_of(row.name)) is not None}
     if len(bases) > 1:
         columns.append(Column("compared with"))
     if compared:
-        columns += [Column("difference, points", numeric=True), Column("seeds ahead", numeric=True)]
-    columns += [Column(f"seed {seed}", numeric=True) for seed in seeds]
+        columns += [Column("difference, points", numeric=True), Column(f"{what}s ahead", numeric=True)]
+    columns += [Column(f"{what} {name}", numeric=True) for name in repeats]
     table = []
     for row in rows:
-        cells = [Cell(row.name), Cell(row.text, row.mean, share=row.mean)]
+        cells = [Cell(row.name), *([text_cell("yes" if row.name in study.shown else "")] if study.shown else [])]
+        cells.append(Cell(row.text, row.mean, share=row.mean))
         cells.append(Cell(str(len(row.values)), float(len(row.values))))
         cells += [text_cell(study.baseline_of(row.name) or "")] if len(bases) > 1 else []
         if compared:
             cells.append(Cell(row.gain or MISSING, row.mean_gain))
             cells.append(Cell(row.ahead, float(row.ahead.split()[0])) if row.ahead else Cell(MISSING))
-        cells += [percent_cell(row.values.get(seed)) for seed in seeds]
+        cells += [percent_cell(row.values.get(name)) for name in repeats]
         table.append(cells)
-    note = "Mean ± sample standard deviation over seeds."
-    if compared:
-        base = f"'{next(iter(bases))}'" if len(bases) == 1 else "the row that each is compared with"
-        note += (
-            f" Differences are those from {base}, seed by seed: mean ± standard error of the seeds that "
-            "both have; a difference within two standard errors may well be chance, and few seeds tell little."
-        )
+    note = _study_note(study, sorted(bases) if compared else [])
     blocks: list[Block] = [Text(note), Table(f"Study: {study.name}", columns, table)]
-    blocks += [
-        Text(
-            f"{row.name}: no result for {'seed' if len(row.missing) == 1 else 'seeds'} {', '.join(row.missing)}.",
-            "warn",
-        )
-        for row in rows
-        if row.missing
-    ]
+    for row in rows:
+        if row.missing:
+            names = f" for {what}{'s'[: len(row.missing) > 1]} {', '.join(row.missing)}" if repeats else ""
+            blocks.append(Text(f"{row.name}: no result{names}.", "warn"))
     return Section("study", "Study", blocks)
+
+
+def _study_note(study: Study, bases: Sequence[str]) -> str:
+    """What the numbers of a study's table are; ``bases``: rows that others are compared with."""
+    what = study.repeats or "run"
+    note = f"Mean ± sample standard deviation over {what}s."
+    if study.shown:
+        note += " Of rows that differ in one setting alone, the one with the best mean validation is the chosen one."
+    if bases:
+        base = f"'{bases[0]}'" if len(bases) == 1 else "the row that each is compared with"
+        note += (
+            f" Differences are those from {base}, {what} by {what}: mean ± standard error of the {what}s that both "
+            f"have. A 95 % interval is {T_QUANTILES} of these errors: what it does not leave out may well be chance."
+        )
+    return note

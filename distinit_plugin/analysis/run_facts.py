@@ -13,7 +13,7 @@ from distinit_plugin.engine.curves import RunCurves, read_curves
 from distinit_plugin.engine.logs import KINDS, LogLine, read_log
 from distinit_plugin.engine.meters import JSON_FILE
 from distinit_plugin.engine.progress import LOG_FILE
-from distinit_plugin.engine.run_record import RECORD_FILE, RunPart, RunRecord, read_record
+from distinit_plugin.engine.run_record import OUTCOME_FILE, RECORD_FILE, RunPart, RunRecord, read_failure, read_record
 from distinit_plugin.errors import Problems, UserError
 from distinit_plugin.files import read_json, why_unusable
 
@@ -101,6 +101,7 @@ class RunFacts:
         bad: Videos that could not be used → why.
         problems: Sentences about what could not be read.
         is_there: Whether the folder holds a run; one of a study may not have started.
+        failure: Why it failed, as its study says; empty: it did not, or is of none.
     """
 
     name: str
@@ -117,6 +118,7 @@ class RunFacts:
     bad: dict[str, str] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
     is_there: bool = True
+    failure: str = ""
 
     @property
     def last_part(self) -> RunPart | None:
@@ -128,9 +130,18 @@ class RunFacts:
         """``done``, ``failed``, ``stopped``, ``unfinished`` or ``not started``."""
         if not self.is_there:
             return "not started"
+        if self.failure and (self.last_part is None or self.last_part.state != "done"):
+            return "failed"
         if self.last_part is not None:
             return "unfinished" if self.last_part.state == "running" else self.last_part.state
         return "done" if self.metrics or 0 < self.timing.epoch == self.timing.epochs else "unfinished"
+
+    @property
+    def error(self) -> str:
+        """Why it failed or stopped; empty where it did not."""
+        if self.state not in ("failed", "stopped"):
+            return ""
+        return (self.last_part.error if self.last_part is not None else "") or self.failure
 
     @property
     def environment(self) -> dict[str, str]:
@@ -147,7 +158,8 @@ def is_run(folder: Path, results: str, checkpoints: str) -> bool:
         checkpoints: Of checkpoints.
     """
     return (folder / checkpoints).is_dir() or any(
-        (folder / name).is_file() for name in (RECORD_FILE, JSON_FILE, LOG_FILE, f"{results}/{METRICS_FILE}")
+        (folder / name).is_file()
+        for name in (RECORD_FILE, OUTCOME_FILE, JSON_FILE, LOG_FILE, f"{results}/{METRICS_FILE}")
     )
 
 
@@ -160,7 +172,7 @@ def read_facts(name: str, folder: Path, results: Path, bad_videos: Path) -> RunF
         results: Folder of its test.
         bad_videos: Its list of bad videos.
     """
-    facts = RunFacts(name, folder)
+    facts = RunFacts(name, folder, failure=read_failure(folder))
     with facts.problems.collect():
         facts.record = read_record(folder)
     with facts.problems.collect():

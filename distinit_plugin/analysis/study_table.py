@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distinit_plugin.engine.results import differences, paired_text, percent
+from distinit_plugin.engine.results import paired, paired_text, percent
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import read_json, why_unusable
 
@@ -25,6 +25,9 @@ class Study:
         baseline: The row that the others are compared with; ``None``: no comparison.
         metric: Of ``metrics.json``.
         baselines: Row → the one that it is compared with, where rows have different ones.
+        shown: Rows that were chosen by their validation; empty: all of them stand for themselves.
+        steps: Name → folder of what the rows' runs start from.
+        repeats: What a row has several of, as seeds; empty: each row is one run.
     """
 
     name: str
@@ -32,6 +35,13 @@ class Study:
     baseline: str | None = None
     metric: str = "top1"
     baselines: Mapping[str, str] = field(default_factory=dict)
+    shown: Sequence[str] = ()
+    steps: Mapping[str, Path] = field(default_factory=dict)
+    repeats: str = "seed"
+
+    def run_name(self, row: str, repeat: str) -> str:
+        """What a report calls a run."""
+        return f"{row}, {self.repeats} {repeat}" if self.repeats else row
 
     def baseline_of(self, row: str) -> str | None:
         """The row that another one is compared with."""
@@ -72,7 +82,22 @@ def read_study(path: Path, metrics: Sequence[str]) -> Study:
         metric = _name(values.get("metric", "top1"), "its metric")
         if metric not in metrics:
             raise ValueError(f"its metric is none of {', '.join(metrics)}")
-        return Study(_name(values["name"], "its name"), rows, baseline, metric, baselines)
+        shown = [str(row) for row in _list(values.get("shown", []))]
+        if not set(shown) <= rows.keys():
+            raise ValueError("what it shows is none of its rows")
+        return Study(
+            name=_name(values["name"], "its name"),
+            rows=rows,
+            baseline=baseline,
+            metric=metric,
+            baselines=baselines,
+            shown=shown if len(shown) < len(rows) else [],
+            steps={
+                str(name): path.parent / _name(folder, "a folder")
+                for name, folder in _object(values.get("steps", {})).items()
+            },
+            repeats=", ".join(map(str, _list(values.get("average", ["seed"])))),
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as a study ({why_unusable(error)}). It holds name, baseline (a row or null), rows "
@@ -83,6 +108,12 @@ def read_study(path: Path, metrics: Sequence[str]) -> Study:
 def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("its rows are no objects {row: {seed: folder}}")
+    return value
+
+
+def _list(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise ValueError("what it shows, or averages over, is no list")
     return value
 
 
@@ -135,9 +166,7 @@ def study_rows(study: Study, results: Mapping[Path, float]) -> list[StudyRow]:
     }
     rows = []
     for name, own in values.items():
-        base = values[study.baseline_of(name) or name]
-        common = [seed for seed in own if seed in base] if study.baseline_of(name) else []
-        found = differences([own[seed] for seed in common], [base[seed] for seed in common])
+        found = list(paired(own, values.get(study.baseline_of(name) or "", {})).values())
         rows.append(
             StudyRow(
                 name=name,

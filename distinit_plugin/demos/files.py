@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file, write_text
+from distinit_plugin.files import write_file, write_text, writing_alone
 
 Progress = Callable[[int, int], None]
 """Told files done, and files in all."""
@@ -46,17 +46,24 @@ def fill_folder(root: Path, wanted: Mapping[str, int], subfolders: Collection[st
         fill: Writes everything.
 
     Raises:
-        UserError: The folder holds other files.
+        UserError: The folder holds other files, cannot be made, or another process is filling it.
     """
     if _read_manifest(root / MANIFEST) == wanted:
         return
-    _claim(root)
-    for name in subfolders:
-        shutil.rmtree(root / name, ignore_errors=True)
-        (root / name).mkdir()
-    fill()
-    write_text(root / MANIFEST, json.dumps(wanted, indent=2) + "\n")
-    (root / UNFINISHED).unlink()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made: {error.strerror}. Name another folder.") from error
+    with writing_alone(root, "the data"):
+        if _read_manifest(root / MANIFEST) == wanted:  # another process was faster
+            return
+        _claim(root)
+        for name in subfolders:
+            shutil.rmtree(root / name, ignore_errors=True)
+            (root / name).mkdir()
+        fill()
+        write_text(root / MANIFEST, json.dumps(wanted, indent=2) + "\n")
+        (root / UNFINISHED).unlink()
 
 
 def check_numbers(wanted: Mapping[str, int], minimum: Mapping[str, int]) -> None:
@@ -121,11 +128,10 @@ def _encode(frames: NDArray[np.uint8], file: BinaryIO, group: int, options: Mapp
 
 def _claim(root: Path) -> None:
     """Make the folder ours. Somebody's own folders ``train`` and ``test`` must never be emptied."""
-    if root.is_dir() and any(root.iterdir()) and not ((root / MANIFEST).exists() or (root / UNFINISHED).exists()):
+    if any(root.iterdir()) and not ((root / MANIFEST).exists() or (root / UNFINISHED).exists()):
         raise UserError(
             f"{root} holds files that the demonstration did not write. Name another folder, or empty this one first."
         )
-    root.mkdir(parents=True, exist_ok=True)
     (root / UNFINISHED).touch()
     (root / MANIFEST).unlink(missing_ok=True)
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from distinit_plugin.engine.evaluate import top_k
 from distinit_plugin.errors import UserError
+from distinit_plugin.files import UNREADABLE_ARCHIVE
 from distinit_plugin.video.records import shorten
 
 COMBINATIONS = ("probs", "logits")
@@ -75,19 +75,19 @@ def read_scores(path: Path, combine: str) -> Scores:
             if _ENTRIES[combine] not in archive and "scores" in archive:
                 raise UserError(f"{path} has no mean logits: repeat the test, or use --combine probs.")
             found: dict[str, Any] = {key: archive[key] for key in ("paths", "labels", "class_names", _ENTRIES[combine])}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        scores = Scores(
+            name=str(path),
+            paths=[str(name) for name in found["paths"]],
+            labels=found["labels"].astype(np.int64, casting="safe"),
+            values=found[_ENTRIES[combine]].astype(np.float64, casting="safe"),
+            class_names=[str(name) for name in found["class_names"]],
+        )
+    except UNREADABLE_ARCHIVE as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(
             f"{path} cannot be read as the scores of a test ({reason}). Give the output folder of a run with a test, "
             "or its test/scores.npz."
         ) from error
-    scores = Scores(
-        name=str(path),
-        paths=[str(name) for name in found["paths"]],
-        labels=np.asarray(found["labels"], dtype=np.int64),
-        values=np.asarray(found[_ENTRIES[combine]], dtype=np.float64),
-        class_names=[str(name) for name in found["class_names"]],
-    )
     shape = (len(scores.paths), len(scores.class_names))
     fits = scores.values.shape == shape and scores.labels.shape == shape[:1] and np.isfinite(scores.values).all()
     if not fits or not shape[0] or not ((scores.labels >= 0) & (scores.labels < shape[1])).all():

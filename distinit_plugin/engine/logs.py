@@ -7,7 +7,6 @@ has, its self-supervised ones have another ending, and its last line of an AVA t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,11 @@ KINDS = ("train_iter", "train_epoch", "val_iter", "val_epoch", "test_iter", "tes
 """``LogLine.kind``."""
 
 _PLACES = ("epoch", "cur_epoch", "iter", "cur_iter")
+
+_MOST = 10**12
+"""Of epochs and of steps."""
+_LARGEST = 3.5e38
+"""About the largest float32: no value that was computed is larger, and pictures could not be scaled to it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,10 @@ def _kind(stats: Mapping[str, Any]) -> str:
 def _pair(text: object) -> tuple[int, int]:
     """``3/10`` → (3, 10); ``3`` → (3, 0)."""
     first, _, second = str(text).partition("/")
-    return int(first), int(second or 0)
+    numbers = int(first), int(second or 0)
+    if not all(0 <= number <= _MOST for number in numbers):
+        raise ValueError("no number of epochs or steps")
+    return numbers
 
 
 def _number(key: str, value: object) -> float | None:
@@ -103,6 +110,6 @@ def _number(key: str, value: object) -> float | None:
         number = float(value.removesuffix("G") if key == "gpu_mem" and isinstance(value, str) else value)
     except (ValueError, OverflowError):
         return None
-    if not math.isfinite(number):
+    if not abs(number) <= _LARGEST:
         return None
     return number / 100 if key == "map" and isinstance(value, str) else number

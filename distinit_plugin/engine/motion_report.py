@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +13,15 @@ from rich.table import Table
 from distinit_plugin.engine.figures import COLOURS, label, new_figure, save_figure
 from distinit_plugin.engine.motion import CONTROLS, ControlErrors, LayerMotion
 from distinit_plugin.errors import UserError, shown
-from distinit_plugin.files import write_csv, write_json
+from distinit_plugin.files import read_json, write_csv, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JSON_FILE, CSV_FILE, PLOT_FILE = "motion.json", "motion.csv", "motion.png"
 PICTURES_FILE, SAMPLES_FILE = "motion_flow.png", "motion_flow.npz"
+_MAX_BYTES = 64 * 1024**2
+_MOST_PIXELS = 1e9
 
 EXPECTED = {
     "still": "nothing moves: close to 0 against its own flow; low against the original's, motion is guessed from looks",
@@ -116,11 +117,11 @@ def read_networks(folder: str | Path) -> list[MotionCurve]:
     """
     path = Path(folder) / JSON_FILE
     try:
-        curves = [_curve(found) for found in json.loads(path.read_text(encoding="utf-8"))["curves"]]
+        curves = [_curve(found) for found in read_json(path, _MAX_BYTES)["curves"]]
         curves[0]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Name the folder of a probe of motion.") from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{path} is no result of a probe of motion ({shown(str(error))}). Name another folder."
         ) from error
@@ -134,7 +135,11 @@ def _curve(found: Any) -> MotionCurve:
         epe, zeros, magnitude = (
             math.nan if layer[key] is None else float(layer[key]) for key in ("epe", "zeros", "magnitude")
         )
+        if any(value > _MOST_PIXELS for value in (epe, zeros, magnitude)):
+            raise ValueError("an error that no picture has")
         layers.append(LayerMotion(str(layer["layer"]), (frames, height, width), epe, zeros, magnitude))
+    if not layers:
+        raise ValueError("a network without layers")
     return MotionCurve(str(found["name"]), layers)
 
 

@@ -73,6 +73,11 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [one - other for one, other in zip(ours, theirs, strict=True)]
 
 
+def paired(own: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    """Repeat (seed, split) → difference, of those that both have."""
+    return {repeat: value - base[repeat] for repeat, value in own.items() if repeat in base}
+
+
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean; one value has none."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

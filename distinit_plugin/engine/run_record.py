@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,9 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.files import read_json, why_unusable, write_text
 
 RECORD_FILE = "run.json"
+OUTCOME_FILE = "study_run.json"
+"""Beside it, what a study knows of the run: also of one that failed before it began, or was killed."""
+
 FORMAT = 1
 
 STATES = ("running", "done", "failed", "stopped")
@@ -22,6 +24,8 @@ MAX_PARTS = 50
 """Processes that are remembered, the last ones."""
 
 _MAX_BYTES = 16 * 1024**2
+_MOST = 1e12
+"""Steps and seconds."""
 
 
 @dataclass
@@ -94,6 +98,15 @@ def read_record(folder: Path) -> RunRecord | None:
         raise UserError(f"{path} cannot be read as the record of a run ({why_unusable(error)}).") from error
 
 
+def read_failure(folder: Path) -> str:
+    """Why a study's run failed; empty: it did not, nobody knows, or it is of no study."""
+    try:
+        values = read_json(folder / OUTCOME_FILE, _MAX_BYTES)
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(values.get("reason", "")) if values.get("state") == "failed" else ""
+
+
 def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"its {name} are no list")
@@ -114,11 +127,11 @@ def _part(values: Any) -> RunPart:
         environment={str(name): str(value) for name, value in values["environment"].items()},
         steps=int(_number(values["steps"])),
         trained_seconds=_number(values["trained_seconds"]),
-        wait_share=_number(values["wait_share"]),
+        wait_share=min(_number(values["wait_share"]), 1.0),
     )
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         raise ValueError("a part of it has a number that is none")
     return float(value)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -68,7 +69,7 @@ def report(
         for picture in pictures_of(page):
             write_file(folder / f"{picture.name}.png", partial(_put, picture.png))
         path = output.with_suffix(".md")
-        write_text(path, markdown_page(page, folder.name))
+        write_text(path, markdown_page(page, quote(folder.name)))
         console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
     return output
 
@@ -85,7 +86,8 @@ def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") 
         results = {own.folder: own.metrics[study.metric] for own in facts if study.metric in own.metrics}
         sections.append(study_section(study, study_rows(study, results)))
     drawn = representatives(facts, study)
-    classes = [*class_blocks(facts), *class_pictures(drawn, study.base_folders if study is not None else ())]
+    classes = class_blocks(facts if study is None else drawn)
+    classes += class_pictures(drawn, study.base_folders if study is not None else ())
     sections += [
         published_section(facts, changes),
         Section("curves", "Curves", curve_blocks(facts)),
@@ -126,10 +128,12 @@ def _named(folders: Sequence[Path], study: Study | None) -> dict[Path, str]:
     if study is not None:
         for row, own in study.rows.items():
             for seed, folder in own.items():
-                names.setdefault(folder, f"{row}, seed {seed}")
+                names.setdefault(folder, study.run_name(row, seed))
+        for name, folder in study.steps.items():
+            names.setdefault(folder, name)
     places = {folder.resolve() for folder in names}
-    given = list(dict.fromkeys(run for folder in folders for run in runs_in(folder)))
-    others = [run for run in given if run.resolve() not in places]
+    given = {run.resolve(): run for folder in folders for run in runs_in(folder)}
+    others = [run for place, run in given.items() if place not in places]
     names |= dict(zip(others, _short_names(others), strict=True))
     if not names:
         raise UserError("There is nothing to report: name the OUTPUT_DIR of one or more runs, or a --study.")

@@ -36,6 +36,8 @@ CURVES = 12
 MOST_CURVES = 12
 MOST_PAIRS = 6
 MOST_CONFUSIONS = 6
+MOST_TESTED = 16
+"""Runs whose scores are read, those that others are compared with first: Kinetics-400's take 64 MB each."""
 MOST_FILTERS = 6
 FILTERS = 3
 """Networks in one picture of filters."""
@@ -79,13 +81,17 @@ def _colours(image: Image.Image) -> list[int]:
 
 
 def representatives(runs: Sequence[RunFacts], study: Study | None) -> list[RunFacts]:
-    """The runs that are drawn: of each row of a study, and of others that differ in their seed alone, the first one."""
-    row_of = {folder: name for name, row in study.rows.items() for folder in row.values()} if study is not None else {}
+    """The runs that are drawn: of each (chosen) row of a study, and of others that differ in their seed alone, one."""
+    rows = {} if study is None else {name: study.rows[name] for name in study.shown or study.rows}
+    row_of = {folder: name for name, row in rows.items() for folder in row.values()}
+    others = {folder for row in study.rows.values() for folder in row.values()} - {*row_of} if study is not None else {}
     found: dict[object, RunFacts] = {}
     for facts in runs:
         if facts.folder in row_of:
             if facts.settings:
                 found.setdefault(row_of[facts.folder], facts)
+            continue
+        if facts.folder in others:
             continue
         settings = {key: value for key, value in facts.settings.items() if key not in OWN_COLUMNS}
         found.setdefault(frozenset(settings.items()) or id(facts), facts)
@@ -99,11 +105,13 @@ def curve_blocks(runs: Sequence[RunFacts]) -> list[Block]:
         if facts.curves is not None:
             groups.setdefault((facts.described.network, facts.described.teaching), []).append(facts)
     parts = [
-        (names, own[start : start + CURVES]) for names, own in groups.items() for start in range(0, len(own), CURVES)
+        (names, start // CURVES, own[start : start + CURVES])
+        for names, own in groups.items()
+        for start in range(0, len(own), CURVES)
     ]
     blocks: list[Block] = []
-    for number, ((network, teaching), own) in enumerate(parts[:MOST_CURVES], start=1):
-        what = f"{network or 'unknown network'}{f' that learns from {teaching}' if teaching else ''}"
+    for number, ((network, teaching), part, own) in enumerate(parts[:MOST_CURVES], start=1):
+        what = f"{network or 'unknown network'}{f' that learns from {teaching}' if teaching else ''}{_part(part)}"
         ends = [
             f"{facts.name} ends at a loss of {facts.curves.train_loss[max(facts.curves.train_loss)]:.3g}"
             for facts in own
@@ -115,9 +123,14 @@ def curve_blocks(runs: Sequence[RunFacts]) -> list[Block]:
             picture(f"curves_{number}", figure, alt, f"Curves of {len(own)} run{'s'[: len(own) > 1]}: {what}")
         )
     if len(parts) > MOST_CURVES:
-        left = sum(len(own) for _, own in parts[MOST_CURVES:])
+        left = sum(len(own) for _, _, own in parts[MOST_CURVES:])
         blocks.append(Text(f"{left} runs more have curves: distinit visualize curves RUN… draws them.", "soft"))
     return blocks
+
+
+def _part(number: int) -> str:
+    """Two pictures have different captions."""
+    return f", part {number + 1}" if number else ""
 
 
 # -------------------------------------------------------------------------------------------------------- classes
@@ -129,7 +142,10 @@ def class_pictures(runs: Sequence[RunFacts], baselines: Collection[Path]) -> lis
         baselines: Folders of runs that those of their network are compared with; where it has none: its first run.
     """
     blocks: list[Block] = []
-    tested = [(facts, scores) for facts in runs if (scores := _scores(facts, blocks)) is not None]
+    able = [facts for facts in runs if scores_file(facts.folder).is_file()]
+    able.sort(key=lambda facts: facts.folder not in baselines)
+    unread = max(len(able) - MOST_TESTED, 0)
+    tested = [(facts, scores) for facts in able[:MOST_TESTED] if (scores := _scores(facts, blocks)) is not None]
     pairs = list(_pairs(tested, baselines))
     for number, (one, other) in enumerate(pairs[:MOST_PAIRS], start=1):
         try:
@@ -140,18 +156,16 @@ def class_pictures(runs: Sequence[RunFacts], baselines: Collection[Path]) -> lis
         told = summary(found)
         caption = f"Gain by class: {one.name} over {other.name}"
         blocks.append(picture(f"per_class_{number}", draw_comparison(found), told, caption))
-    if len(pairs) > MOST_PAIRS:
-        blocks.append(
-            Text(f"{_more(len(pairs) - MOST_PAIRS, 'pair')}: distinit visualize per-class RUN OTHER.", "soft")
-        )
+    if left := max(len(pairs) - MOST_PAIRS, 0) + unread:
+        blocks.append(Text(f"{_more(left, 'pair')}: distinit visualize per-class RUN OTHER.", "soft"))
     for number, (facts, scores) in enumerate(tested[:MOST_CONFUSIONS], start=1):
         table = confusion_of(scores.labels, scores.values.argmax(axis=1), len(scores.class_names))
         alt = f"Confusion matrix of {len(scores.class_names)} classes; the diagonal holds {int(table.trace())} of "
         alt += f"{int(table.sum())} videos."
         figure = draw_confusion(facts.name, table, scores.class_names)
         blocks.append(picture(f"confusion_{number}", figure, alt, f"Confusions of {facts.name}"))
-    if len(tested) > MOST_CONFUSIONS:
-        blocks.append(Text(f"{_more(len(tested) - MOST_CONFUSIONS, 'run')}: distinit visualize confusion RUN.", "soft"))
+    if left := max(len(tested) - MOST_CONFUSIONS, 0) + unread:
+        blocks.append(Text(f"{_more(left, 'run')}: distinit visualize confusion RUN.", "soft"))
     return blocks
 
 
@@ -160,11 +174,8 @@ def _more(count: int, what: str) -> str:
 
 
 def _scores(facts: RunFacts, blocks: list[Block]) -> Scores | None:
-    path = scores_file(facts.folder)
-    if not path.is_file():
-        return None
     try:
-        found = read_scores(path, "probs")
+        found = read_scores(scores_file(facts.folder), "probs")
     except UserError as error:
         blocks.append(Text(str(error), "warn"))
         return None
@@ -192,7 +203,8 @@ def filter_blocks(runs: Sequence[RunFacts]) -> list[Block]:
     blocks: list[Block] = []
     for network, own in groups.items():
         for start in range(0, len(own), FILTERS):
-            blocks += _filters(f"filters_{len(blocks) + 1}", network, own[start : start + FILTERS])
+            title = f"First filters of {network or 'networks'}{_part(start // FILTERS)}"
+            blocks += _filters(f"filters_{len(blocks) + 1}", title, own[start : start + FILTERS])
     if len(able) > MOST_FILTERS:
         blocks.append(Text(f"{_more(len(able) - MOST_FILTERS, 'network')}: distinit visualize filters RUN…", "soft"))
     return blocks
@@ -206,7 +218,7 @@ def _has_checkpoint(facts: RunFacts) -> bool:
     return True
 
 
-def _filters(name: str, network: str, runs: Sequence[RunFacts]) -> list[Block]:
+def _filters(name: str, title: str, runs: Sequence[RunFacts]) -> list[Block]:
     found, blocks = [], list[Block]()
     for facts in runs:
         try:
@@ -222,5 +234,5 @@ def _filters(name: str, network: str, runs: Sequence[RunFacts]) -> list[Block]:
             if layer["mean_share"] is not None
         ]
         alt = f"First filters over time. {'; '.join(shares)}."
-        blocks.append(picture(name, draw_filters(found), alt, f"First filters of {network or 'networks'}"))
+        blocks.append(picture(name, draw_filters(found), alt, title))
     return blocks

@@ -40,7 +40,10 @@ def read_settings(facts: RunFacts) -> None:
     text = facts.record.config if facts.record is not None else ""
     text = text or checkpoint.saved_config(facts.folder / checkpoint.FOLDER)
     if not text:
-        facts.problems.append("its configuration is not known: there is neither run.json nor a checkpoint that has it.")
+        if not facts.failure:  # else it may have failed before it began
+            facts.problems.append(
+                "its configuration is not known: there is neither run.json nor a checkpoint that has it."
+            )
         return
     facts.config = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}\n… (cut off)"
     try:

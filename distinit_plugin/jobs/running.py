@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -29,6 +30,7 @@ from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.tensorboard import note_test
 from distinit_plugin.jobs.testing import test_in_session
 from distinit_plugin.jobs.training import dry_run, train_in_session
+from distinit_plugin.video.isolated import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ def run(cfg: CfgNode, *, console: Console | None = None) -> RunResult:
         UserError: Anything that the user can put right; everything that can be known before the first step at once.
         Stopped: SIGTERM or SIGUSR1 came; what is needed to continue is saved.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun that is killed would leave its ranks at work
+        end_with_parent(os.getppid())
     corpora = Corpora(cfg)
     check_job(cfg, corpora)
     if starts_ranks(cfg):

@@ -72,9 +72,12 @@ def open_writer(session: Session, purge_step: int | None = None) -> Any:
 
 
 def note_test(session: Session, evaluation: Evaluation, step: int) -> None:
-    """Note the confusion matrix of a test, where TensorBoard is asked for."""
+    """Note the accuracies and the confusion matrix of a test, where TensorBoard is asked for."""
     writer = open_writer(session)
     if writer is not None:
+        metrics = evaluation.metrics()
+        for name in ("top1", "top5", "clip_top1", "mean_class_accuracy"):
+            writer.add_scalar(f"test/{name}", metrics[name], step)
         _add_confusion(writer, "test", session.output_dir.name, evaluation, step)
         writer.close()
 

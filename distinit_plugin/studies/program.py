@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from distinit_plugin.registry import near_matches
 from distinit_plugin.studies.data import make_data, version_of
 from distinit_plugin.studies.execution import do_run, order_of
 from distinit_plugin.studies.grid import Plan, Run, plan_study
-from distinit_plugin.studies.results import RESULTS_MARKDOWN, Results, states_of
+from distinit_plugin.studies.results import RESULTS_MARKDOWN, STUDY_JSON, Results, states_of
 from distinit_plugin.studies.schedule import How, run_all
 from distinit_plugin.studies.slurm import scripts, submit
 from distinit_plugin.studies.spec import Study
@@ -155,6 +156,9 @@ def _report(plan: Plan, console: Console, *, queued: bool) -> bool:
             console.print(f"NOT DONE {plan.runs[digest].name}: {why}", markup=False, highlight=False)
     output = plan.study.output
     console.print(f"logs, checkpoints, study.json, {RESULTS_MARKDOWN}: {output}", markup=False, highlight=False)
+    if results.scores:
+        page = f"distinit report --study {shlex.quote(str(output / STUDY_JSON))}"
+        console.print(f"one page about all of it: {page}", markup=False, highlight=False, soft_wrap=True)
     if left and not queued:
         console.print("the same command does what is left", highlight=False)
     return queued or not left

@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from distinit_plugin.engine.results import Row, Value, markdown_table, paired_text, standard_error
+from distinit_plugin.engine.results import Row, Value, markdown_table, paired, paired_text, standard_error
 from distinit_plugin.files import write_csv, write_json, write_text
 from distinit_plugin.studies.grid import Plan, repeat_of, row_of
 from distinit_plugin.studies.spec import METRICS
@@ -105,8 +105,7 @@ class Results:
 
     def differences(self, row: str) -> dict[str, float]:
         """Repeat → row less its baseline, where both have one."""
-        own, base = self.scores.get(row, {}), self.scores.get(self.baselines.get(row, ""), {})
-        return {repeat: own[repeat] - base[repeat] for repeat in own if repeat in base}
+        return paired(self.scores.get(row, {}), self.scores.get(self.baselines.get(row, ""), {}))
 
     # ------------------------------------------------------------------------------------------------------- tables
     def table(self) -> list[Row]:
@@ -149,15 +148,15 @@ class Results:
 
     # -------------------------------------------------------------------------------------------------------- files
     def write(self) -> None:
-        """Write ``study.json``, ``results.csv`` and ``results.md`` to the study's folder."""
+        """Write ``study.json``, ``results.csv`` and ``results.md`` to the study's folder; others may do so, too."""
         output = self._study.output
-        write_json(output / STUDY_JSON, self.numbers())
-        write_csv(output / RESULTS_CSV, self._csv())
+        write_json(output / STUDY_JSON, self.numbers(), shared=True)
+        write_csv(output / RESULTS_CSV, self._csv(), shared=True)
         text = f"{self.title}\n\n{markdown_table(self.table(), first=self.first)}"
         full = self.full_table()
         if full:
             text += f"\nAll values of {self._study.best_of}:\n\n{markdown_table(full, first=self.first)}"
-        write_text(output / RESULTS_MARKDOWN, text)
+        write_text(output / RESULTS_MARKDOWN, text, shared=True)
 
     def numbers(self) -> dict[str, Any]:
         """See the module's docstring."""

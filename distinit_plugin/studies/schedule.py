@@ -14,7 +14,7 @@ from distinit_plugin.files import writing_alone
 from distinit_plugin.studies.execution import Order, do_run, order_of
 from distinit_plugin.studies.grid import Plan, Run
 from distinit_plugin.studies.results import states_of
-from distinit_plugin.studies.state import FAILED, FINISHED, RunState, write_state
+from distinit_plugin.studies.state import FAILED, FINISHED, RunState, read_state, write_state
 from distinit_plugin.video.isolated import Crash, run_isolated
 
 PATIENCE = 120.0
@@ -96,6 +96,9 @@ def _after_crash(order: Order, crash: Crash) -> RunState:
     """Write down what the process could not."""
     hint = "; the system kills processes that way when memory runs out" if "SIGKILL" in crash.reason else ""
     folder = order.output / order.run.folder
+    state = read_state(folder, order.run.name, order.run.digest)
+    if state.state == FINISHED:  # it died after its end
+        return state
     state = RunState(order.run.name, order.run.digest, FAILED, f"{crash.reason}{hint}", log=str(folder))
     write_state(folder, state)
     return state

@@ -33,11 +33,12 @@ set -euo pipefail
 runs=({runs})
 cd {here}
 
+# Before the time limit the run saves its state, then the task queues again and goes on from it.
+requeue=0
+trap 'requeue=1; kill -USR1 $(jobs -p) 2>/dev/null || true' USR1
+
 {python} -m distinit_plugin.cli study {source} --output {output} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}" &
 child=$!
-requeue=0
-# Before the time limit the run saves its state, then the task queues again and goes on from it.
-trap 'requeue=1; kill -USR1 "$child" 2>/dev/null || true' USR1
 
 # "wait" returns when a signal comes; the run itself may still be saving.
 status=0
@@ -77,7 +78,7 @@ def _script(plan: Plan, number: int, runs: Sequence[Run], folder: Path, processe
         number=number,
         name=plan.study.name,
         array=f"0-{len(runs) - 1}{at_once}",
-        folder=shlex.quote(str(folder)),
+        folder=shlex.quote(str(folder).replace("%", "%%")),  # else sbatch would replace what follows it
         runs=" ".join(shlex.quote(Path(run.folder).name) for run in runs),
         here=shlex.quote(os.getcwd()),
         python=shlex.quote(os.environ.get("PYTHON", sys.executable)),

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distinit_plugin.engine.run_record import OUTCOME_FILE
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import read_json, why_unusable, write_json
 
-STATE_FILE = "study_run.json"
+STATE_FILE = OUTCOME_FILE
 _MAX_BYTES = 1_000_000
 
 WAITING, STARTED, FINISHED, FAILED = "waiting", "started", "finished", "failed"

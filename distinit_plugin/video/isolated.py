@@ -27,6 +27,7 @@ _POLL_SECONDS = 1.0
 _ORPHAN_SECONDS = 5.0
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's ``prctl``."""
+_OMP_PAUSE_HARD = 2
 
 
 def end_with_parent(parent: int) -> None:
@@ -148,10 +149,20 @@ def _no_threads_of_opencv() -> Iterator[None]:
         cv2.setNumThreads(count)
 
 
+def _end_threads_of_openmp() -> None:
+    """A process that was forked beside threads of GNU OpenMP waits for them when it computes with several: end them.
+
+    They come back when they are asked for. Where there is no such call, the library starts afresh in each process.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).omp_pause_resource_all(_OMP_PAUSE_HARD)
+
+
 def _start(function: Callable[[Item], Any], *, daemon: bool) -> _Worker[Item]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(function, there, os.getpid()), daemon=daemon)  # type: ignore[attr-defined]
+    _end_threads_of_openmp()
     with _no_threads_of_opencv():
         process.start()
     there.close()  # so that the death of the process ends the pipe
@@ -161,7 +172,7 @@ def _start(function: Callable[[Item], Any], *, daemon: bool) -> _Worker[Item]:
 def _serve(function: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
-    if "torch" in sys.modules:  # its threads are not forked either: a loop that is shared out would wait for them
+    if "torch" in sys.modules:  # as many processes as there are cores: one thread each, unless the function wants more
         sys.modules["torch"].set_num_threads(1)
     while True:
         try:
