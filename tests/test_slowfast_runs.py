@@ -367,7 +367,8 @@ def test_what_cannot_be_is_refused_before_anything_is_built(tmp_path, corpus, im
     assert sentence in done.stderr
 
 
-def test_two_lines_in_its_custom_config_do_the_same(tmp_path, corpus, image_teacher):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_lines_in_its_custom_config_do_the_same(tmp_path, corpus, image_teacher, ranks):
     """A tree of one's own whose ``custom_config.py`` makes it ready, started by its own ``tools/run_net.py``."""
     tree = tmp_path / "SlowFast"
     for name in ("slowfast", "tools", "ava_evaluation"):
@@ -376,7 +377,8 @@ def test_two_lines_in_its_custom_config_do_the_same(tmp_path, corpus, image_teac
     custom.write_text(
         "def add_custom_config(_C):\n    from distinit_plugin.hosts.slowfast.boot import boot\n    boot()\n"
     )
-    config = written(tmp_path / "job.yaml", on_slow(corpus, tmp_path / "run", image_teacher))
+    settings = on_slow(corpus, tmp_path / "run", image_teacher, RUNNER={"CPU_RANKS": ranks})
+    config = written(tmp_path / "job.yaml", settings)
     given = {**os.environ, "PYTHONPATH": f"{PACKAGE}{os.pathsep}{tree}", "OMP_NUM_THREADS": "1"}
     del given["PYSLOWFAST_ROOT"]
     program = [sys.executable, "-W", "ignore", tree / "tools" / "run_net.py", "--cfg", config]

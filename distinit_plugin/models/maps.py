@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,10 +53,7 @@ def keep_map(
 def kept_maps(model: nn.Module, names: Collection[str], *, channels_last: bool = False) -> Iterator[dict[str, Tensor]]:
     """Name → map of each layer, filled while the network runs within; arguments as ``keep_map``."""
     kept: dict[str, Tensor] = {}
-    handles = [
-        keep_map(model, name, lambda found, name=name: kept.update({name: found}), channels_last=channels_last)
-        for name in names
-    ]
+    handles = [keep_map(model, name, partial(kept.__setitem__, name), channels_last=channels_last) for name in names]
     try:
         yield kept
     finally:
