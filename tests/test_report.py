@@ -155,7 +155,7 @@ def test_a_real_run_and_its_pictures(videos, tmp_path, pictures):
     pictures = re.findall(r"\]\(([^)]+)\)", text)
     assert len(pictures) == 3
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-    assert "| run | network |" in text
+    assert "| run | top-1, % |" in text
 
 
 def test_thin_lines_keep_their_colours():

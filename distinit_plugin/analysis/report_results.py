@@ -53,20 +53,19 @@ def results_section(runs: Sequence[RunFacts]) -> Section:
     columns = [
         Column("run"),
         *([] if all(facts.state == "done" for facts in runs) else [Column("state")]),
+        *(Column(f"{MEASURES[name]}, %", numeric=True) for name in measures),  # first: a phone shows few columns
+        Column("seed", numeric=True),
         Column("network"),
         Column("start"),
-        Column("seed", numeric=True),
-        *(Column(f"{MEASURES[name]}, %", numeric=True) for name in measures),
         Column("tested on"),
     ]
     rows = []
     for facts in runs:
         cells = [Cell(facts.name)]
         cells += [state_cell(facts)] if columns[1].name == "state" else []
-        cells += [text_cell(facts.described.network), text_cell(facts.described.start)]
-        cells += [number_cell(facts.described.seed)]
         cells += [percent_cell(facts.metrics.get(name)) for name in measures]
-        rows.append([*cells, text_cell(facts.tested)])
+        cells += [number_cell(facts.described.seed)]
+        rows.append([*cells, *map(text_cell, (facts.described.network, facts.described.start, facts.tested))])
     blocks: list[Block] = [Tiles(_tiles(runs)), Table("Test results", columns, rows)]
     for facts in runs:
         if facts.error:
