@@ -53,10 +53,10 @@ def train_theirs(folder, persons, name, *words, status=0, **environment):
 def maps_of(output):
     """What was printed last of a validation and of a test."""
     (validated,) = json_stats(output, "val_epoch", "json_stats.log")[-1:]
-    return validated["map"], tested_map(output)
+    return validated["map"], map_of_test(output)
 
 
-def tested_map(output):
+def map_of_test(output):
     """What was printed of the last test."""
     lines = [line for line in (output / "json_stats.log").read_text().splitlines() if '"mode": "test"' in line]
     return json.loads(lines[-1].split("json_stats: ")[1])["map"]
@@ -111,7 +111,7 @@ def test_two_processes_test_its_network_as_one(tmp_path, persons):
     one, two = (detections_of(folder / "detections_latest.csv") for folder in (output, both))
     assert one.keys() == two.keys()
     assert max(abs(one[key] - two[key]) for key in one) < 2e-4
-    assert tested_map(both) == pytest.approx(tested_map(output), abs=1e-4)
+    assert map_of_test(both) == pytest.approx(map_of_test(output), abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- ours in it
@@ -178,7 +178,7 @@ def run_there(folder, persons, *words, **keys):
     return folder / "run", config, done
 
 
-def tested_here(config, output, weights):
+def boxes_here(config, output, weights):
     """``distinit run`` tests a checkpoint."""
     words = ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH", str(weights), "OUTPUT_DIR", str(output)]
     return run(load_cfg(config, words)[0]).boxes
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_either_program_is_tested_by_the_other(tmp_path, persons
     validated, tested = maps_of(there)
     assert 0 < tested < 1
     assert validated == pytest.approx(tested, abs=1e-5)  # one epoch, and the validation takes all keyframes
-    here = tested_here(config, tmp_path / "here", checkpoint(there))
+    here = boxes_here(config, tmp_path / "here", checkpoint(there))
     ours, theirs = detections_of(tmp_path / "here/test/detections.csv"), detections_of(there / "detections_latest.csv")
     assert ours.keys() == theirs.keys()
     assert max(abs(ours[key] - theirs[key]) for key in ours) < 1e-4
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_either_program_is_tested_by_the_other(tmp_path, persons
     assert max(abs(ours[key] - theirs[key]) for key in ours) < 1e-4
     assert differ(ours)
     rows = in_their_order(persons, trained.table)
-    assert judge(select(trained.table, rows)).map == pytest.approx(tested_map(again), abs=1e-5)
+    assert judge(select(trained.table, rows)).map == pytest.approx(map_of_test(again), abs=1e-5)
 
 
 def test_two_processes_train_and_test_as_one(tmp_path, persons, weights):
@@ -263,7 +263,7 @@ def test_its_own_network_on_our_data(tmp_path, persons):
     losses = [stats["loss"] for stats in json_stats(tmp_path / "run", "train_iter")]
     assert all(0 < loss < 5 for loss in losses)
     assert "loss_0: action" in (tmp_path / "run" / "stdout.log").read_text()
-    assert 0 < tested_map(tmp_path / "run") < 1
+    assert 0 < map_of_test(tmp_path / "run") < 1
 
 
 def test_our_network_on_its_own_data(tmp_path, persons):
