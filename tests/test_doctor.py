@@ -58,6 +58,9 @@ def fake(monkeypatch, tmp_path):
         monkeypatch.setattr(packages, "demands", lambda: {"fake": demand})
         if text is not None:
             (tmp_path / "fake_module.py").write_text(text)
+        monkeypatch.setattr(
+            sys, "dont_write_bytecode", True
+        )  # it would be taken for that of another text of that second
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "fake_module", raising=False)
         (found,) = packages.look_at_package("fake")
