@@ -137,6 +137,7 @@ def test_the_whole_demonstration(tmp_path, monkeypatch):
         assert (tmp_path / name).stat().st_size > 0
     page = (tmp_path / "report.html").read_text("utf-8")
     assert all(f"{variant.name}, seed 0" in page for variant in (*STREAMS, *students))
+    assert page.count("<figure>") == 2  # classes and end-point errors
 
     weights = tmp_path / "d3d_seed0" / "checkpoints" / "checkpoint_epoch_00001.pyth"
     written = weights.stat().st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
@@ -513,3 +514,40 @@ def test_a_hundred_runs(tmp_path):
     differing = page.table("What differs between the configurations")
     assert list(differing[0]) == ["run", "SOLVER.BASE_LR"]
     assert len({row["SOLVER.BASE_LR"] for row in differing}) == 20
+
+
+# --------------------------------------------------------------------------------------------- pictures that are given
+def test_given_pictures(tmp_path):
+    """On white, no larger than needed, each below its name; one that is named twice is there once."""
+    run = write_run(tmp_path / "run")
+    first, second = tmp_path / "tsne.png", tmp_path / f"{EVIL.replace('/', '_')}.png"
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(first)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 3000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(second)
+    page = page_of(run, "--pictures", first, second, first, "--markdown", folder=tmp_path)
+    shown = [own for tag, own in page.tags if tag == "img"][-2:]
+    assert [(own["width"], own["height"]) for own in shown] == [("30", "20"), ("2400", "1200")]
+    found = [Image.open(io.BytesIO(base64.b64decode(own["src"].partition(",")[2]))).convert("RGB") for own in shown]
+    assert found[0].getpixel((3, 3)) == (255, 255, 255)
+    assert found[1].size == (2400, 1200)
+    assert page.text.count(str(first)) == page.text.count(str(second)) == 1
+    assert (tmp_path / "report_files" / "figure_2.png").stat().st_size < second.stat().st_size / 2
+    assert "figure_1.png" in (tmp_path / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "text", "folder", "jpeg"])
+def test_what_is_no_picture_is_refused_before_anything_is_written(damage, tmp_path, capsys):
+    run, path = write_run(tmp_path / "run"), tmp_path / "picture.png"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path, "JPEG" if damage == "jpeg" else "PNG")
+    if damage == "absent":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "text":
+        path.write_text("no picture")
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    error = refused(capsys, run, "--pictures", path, "--output", tmp_path / "report.html")
+    assert f"--pictures {path} cannot be read as a PNG" in error
+    assert not (tmp_path / "report.html").exists()

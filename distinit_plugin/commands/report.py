@@ -16,6 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("report.html"), metavar="FILE.html", help="default: report.html"
     )
     parser.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE.png",
+        help="also on the page: what distinit visualize drew (tsne, entropy, epe, flow), or any other PNG",
+    )
+    parser.add_argument(
         "--markdown", action="store_true", help="also as Markdown beside it, with the pictures in a folder"
     )
 
@@ -24,5 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page."""
     from distinit_plugin.jobs.report import report
 
-    report(arguments.runs, arguments.output, study=arguments.study, markdown=arguments.markdown)
+    report(
+        arguments.runs,
+        arguments.output,
+        study=arguments.study,
+        pictures={str(path): path for path in arguments.pictures},
+        markdown=arguments.markdown,
+    )
     return 0

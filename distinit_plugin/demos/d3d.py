@@ -15,7 +15,7 @@ from rich.console import Console
 
 from distinit_plugin.analysis.study_table import Study
 from distinit_plugin.config.load import load_cfg
-from distinit_plugin.demos.motion_rows import Errors, Probe, draw_errors, error_rows, run_probe
+from distinit_plugin.demos.motion_rows import PLOT, Errors, Probe, draw_errors, error_rows, run_probe
 from distinit_plugin.demos.motions import (
     CLASS_NAMES,
     NUM_MORE,
@@ -50,6 +50,7 @@ from distinit_plugin.jobs.testing import RESULTS_FOLDER
 
 CONFIGS = "configs/demo_d3d"
 FLOW_FOLDER = "flow"
+CLASSES = "classes.png"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class DemoD3D:
             self.folder / "data", num_train=self._num_train, num_test=self._num_test, num_more=self._num_more
         )
         self._extract(data)
-        draw_classes(data, self.folder / FLOW_FOLDER, self.folder / "classes.png")
+        draw_classes(data, self.folder / FLOW_FOLDER, self.folder / CLASSES)
         scores: Scores = {}
         self._say(f"the two streams, {len(self._seeds)} seeds each")
         self._train(STREAMS, data, scores)
@@ -315,7 +316,11 @@ class DemoD3D:
             for variant in (RGB_STREAM, FLOW_STREAM, *self._students)
         }
         study = Study("networks that see RGB or flow", rows, baseline=RGB_STREAM.name)
-        self._runs.report(study, [], "D3D: labels that only motion tells")
+        pictures = {
+            "Frames of a test video of each class, and their flow": self.folder / CLASSES,
+            "End-point error of flow decoded from layers of the networks of the first seed": self.folder / PLOT,
+        }
+        self._runs.report(study, [], "D3D: labels that only motion tells", pictures)
 
 
 def _work(item: Task | Probe, folder: Path, options: Mapping[str, object]) -> Outcome | list[MotionCurve]:

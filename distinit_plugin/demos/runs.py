@@ -148,16 +148,19 @@ class Runs:
         write_text(self.folder / RESULTS_JSON, json.dumps(results, indent=2) + "\n")
         write_text(self.folder / RESULTS_MARKDOWN, markdown_table(rows, first=first))
 
-    def report(self, study: Study, others: Sequence[Path], title: str) -> None:
+    def report(
+        self, study: Study, others: Sequence[Path], title: str, pictures: Mapping[str, Path] | None = None
+    ) -> None:
         """Write a page about runs.
 
         Args:
             study: Rows and seeds.
             others: Folders of further runs.
             title: Of the page.
+            pictures: Further ones, caption → PNG.
         """
         quiet = Console(file=io.StringIO())
-        report(list(others), self.folder / REPORT_FILE, study=study, title=title, console=quiet)
+        report(list(others), self.folder / REPORT_FILE, study=study, title=title, pictures=pictures, console=quiet)
 
 
 def _answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,13 @@ from distinit_plugin.analysis.study_table import Study, read_study, study_rows
 from distinit_plugin.engine import checkpoint
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_file, write_text
-from distinit_plugin.jobs.report_figures import class_pictures, curve_blocks, filter_blocks, representatives
+from distinit_plugin.jobs.report_figures import (
+    class_pictures,
+    curve_blocks,
+    filter_blocks,
+    given_blocks,
+    representatives,
+)
 from distinit_plugin.jobs.report_settings import changes_in, read_settings
 from distinit_plugin.jobs.session import BAD_VIDEOS_FILE
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
@@ -37,6 +43,7 @@ def report(
     *,
     study: Study | Path | None = None,
     title: str = "",
+    pictures: Mapping[str, Path] | None = None,
     markdown: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -47,6 +54,7 @@ def report(
         output: The HTML file.
         study: How runs belong together, or the file that says so; its runs are of the report, too.
         title: Of the page; empty: made of what it holds.
+        pictures: Further ones, caption → PNG.
         markdown: Also write the page as Markdown, its pictures in a folder beside it.
         console: Where to print; the standard output when ``None``.
 
@@ -54,13 +62,13 @@ def report(
         ``output``.
 
     Raises:
-        UserError: A folder holds no run, the study cannot be read, or the file cannot be written.
+        UserError: A folder holds no run, the study or a picture cannot be read, or the file cannot be written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {output}: a report is an HTML file. Name FILE.html.")
     found = read_study(study, list(MEASURES)) if isinstance(study, Path) else study
     facts = [read_run(name, folder) for folder, name in _named(runs, found).items()]
-    page = build_page(facts, found, title)
+    page = build_page(facts, found, title, pictures or {})
     write_text(output, html_page(page))
     console = console or Console()
     console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)
@@ -78,8 +86,9 @@ def _put(contents: bytes, file: BinaryIO) -> None:
     file.write(contents)
 
 
-def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") -> Page:
+def build_page(facts: Sequence[RunFacts], study: Study | None, title: str, pictures: Mapping[str, Path]) -> Page:
     """All sections, pictures included."""
+    given = given_blocks(pictures)  # first: what is wrong with them is said at once
     changes = {own.name: changes_in(own) for own in facts}
     sections = [results_section(facts)]
     if study is not None:
@@ -93,6 +102,7 @@ def build_page(facts: Sequence[RunFacts], study: Study | None, title: str = "") 
         Section("curves", "Curves", curve_blocks(facts)),
         Section("classes", "Classes", classes),
         Section("filters", "First filters", filter_blocks(drawn)),
+        Section("pictures", "Pictures", given),
         timings_section(facts),
         bad_section(facts),
         runs_section(facts),

@@ -1,10 +1,11 @@
-"""The pictures of a report: curves, classes, confusions, first filters."""
+"""The pictures of a report: curves, classes, confusions, first filters, and those that are given."""
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,11 @@ MOST_FILTERS = 6
 FILTERS = 3
 """Networks in one picture of filters."""
 
+GIVEN_SIDE = 2400
+"""Pixels of the longer side of pictures that are given; larger ones are made smaller."""
+GIVEN_BYTES = 1_500_000
+"""Of such a picture; what is larger gets 256 colours."""
+
 _OWN_COLOURS = 96
 _SHADES = 16
 """Between a line's colour and white: edges of lines and letters are smooth."""
@@ -56,9 +62,8 @@ def picture(name: str, figure: Figure, alt: str, caption: str) -> Picture:
     whole = Image.open(file).convert("RGB")
     palette = Image.new("P", (1, 1))
     palette.putpalette(_colours(whole))
-    small = io.BytesIO()
-    whole.quantize(palette=palette, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
-    return Picture(name, small.getvalue(), whole.width, whole.height, alt, caption)
+    small = _png(whole.quantize(palette=palette, dither=Image.Dither.NONE))
+    return Picture(name, small, whole.width, whole.height, alt, caption)
 
 
 @functools.cache
@@ -236,3 +241,42 @@ def _filters(name: str, title: str, runs: Sequence[RunFacts]) -> list[Block]:
         alt = f"First filters over time. {'; '.join(shares)}."
         blocks.append(picture(name, draw_filters(found), alt, title))
     return blocks
+
+
+# ---------------------------------------------------------------------------------------------------------- given
+def given_blocks(pictures: Mapping[str, Path]) -> list[Block]:
+    """Pictures that were made before: ``distinit visualize``'s, a probe's, or any other PNG.
+
+    Args:
+        pictures: Caption → file.
+
+    Raises:
+        UserError: One cannot be read as a PNG.
+    """
+    return [_given(f"figure_{number}", title, path) for number, (title, path) in enumerate(pictures.items(), start=1)]
+
+
+def _given(name: str, title: str, path: Path) -> Picture:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as file:
+                own = file.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(
+            f"--pictures {path} cannot be read as a PNG ({reason}). Name pictures as distinit visualize makes them."
+        ) from error
+    own.thumbnail((GIVEN_SIDE, GIVEN_SIDE))
+    whole = Image.new("RGB", own.size, "white")
+    whole.paste(own, mask=own.getchannel("A"))
+    contents = _png(whole)
+    if len(contents) > GIVEN_BYTES:
+        contents = _png(whole.quantize(256))
+    return Picture(name, contents, *whole.size, f"A picture that was made before the report: {title}", title)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
