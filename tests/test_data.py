@@ -7,13 +7,16 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from distinit_plugin.data import loader
 from distinit_plugin.data.collate import collate
 from distinit_plugin.data.loader import build_loader
 from distinit_plugin.data.sampler import ClipSampler, ViewSampler, allot
@@ -327,3 +330,43 @@ def test_workers_end_only_as_their_parent_wishes(monkeypatch):
     batches.close()
     second.join(timeout=20)
     assert second.exitcode == 0
+
+
+def _told_by_an_orphan(errors: str) -> None:
+    """A worker that loses its connection a moment before its parent is gone, as the system ends a killed process."""
+    here, there = multiprocessing.Pipe()
+    worker = os.fork()
+    if worker:
+        there.close()
+        here.recv_bytes()
+        here.close()
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    here.close()
+    sys.stderr = Path(errors).open("w", buffering=1)
+    loader._serve_only(os.getppid())
+    there.send_bytes(str(os.getpid()).encode())
+    try:
+        there.recv_bytes()
+    except (ConnectionError, EOFError):
+        sys.excepthook(*sys.exc_info())
+    os._exit(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers end with their parent on Linux")
+def test_a_worker_whose_parent_was_killed_says_nothing(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_told_by_an_orphan, args=(str(tmp_path / "errors"),))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    time.sleep(0.2)
+    assert (tmp_path / "errors").read_text() == ""
+
+
+@pytest.mark.parametrize(("error", "waits"), [(ConnectionResetError, 1), (EOFError, 1), (ValueError, 0)])
+def test_a_worker_that_lives_on_prints_its_errors(error, waits, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(loader.time, "sleep", waited.append)
+    loader._print_unless_orphaned(error, error("lost"), None)
+    assert len(waited) == waits
+    assert f"{error.__name__}: lost" in capsys.readouterr().err

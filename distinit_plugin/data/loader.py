@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from distinit_plugin.data.collate import collate
 from distinit_plugin.errors import UserError
 from distinit_plugin.types import Sample, SampleKey
 from distinit_plugin.video.isolated import end_with_parent
+
+_LAST_SECONDS = 1.0
+"""In which a worker whose parent is gone is killed."""
 
 
 def start_worker(worker: int) -> None:
@@ -37,6 +42,7 @@ def start_worker(worker: int) -> None:
 def _serve_only(parent: int) -> None:
     """End with the parent process, even when it is killed, and on SIGTERM only when the parent itself sends it."""
     end_with_parent(parent)
+    sys.excepthook = _print_unless_orphaned
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit this
 
     def wait() -> None:
@@ -45,6 +51,17 @@ def _serve_only(parent: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _print_unless_orphaned(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody caught; of a lost connection only if this process lives on.
+
+    A killed parent closes its sockets a moment before its workers are killed for it, and Python's own thread that hands
+    over batches would tell of that.
+    """
+    if issubclass(kind, ConnectionError | EOFError):
+        time.sleep(_LAST_SECONDS)
+    sys.__excepthook__(kind, error, trace)
 
 
 def explain_dead_worker(error: Exception) -> UserError | None:
