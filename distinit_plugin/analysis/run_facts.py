@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distinit_plugin.engine.curves import RunCurves, read_curves
+from distinit_plugin.engine.curves import RunCurves, curves_of
 from distinit_plugin.engine.logs import KINDS, LogLine, read_log
 from distinit_plugin.engine.meters import JSON_FILE
 from distinit_plugin.engine.progress import LOG_FILE
@@ -96,7 +96,7 @@ class RunFacts:
         metrics: Measure → fraction.
         tested: ``400 videos``; empty without a test.
         per_class: Class → accuracy or average precision, fractions.
-        curves: Of its logs.
+        curves: Of its logs; ``None``: it has not trained.
         timing: Of its logs.
         bad: Videos that could not be used → why.
         problems: Sentences about what could not be read.
@@ -178,10 +178,8 @@ def read_facts(name: str, folder: Path, results: Path, bad_videos: Path) -> RunF
     with facts.problems.collect():
         _read_metrics(facts, results / METRICS_FILE)
     try:
-        facts.timing = read_timing(folder)
-        facts.curves = read_curves(folder)
-    except UserError:  # it has not trained
-        facts.curves = None
+        lines = read_log(folder)
+        facts.timing, facts.curves = timing_of(lines), curves_of(lines)
     except OSError as error:
         facts.problems.append(f"its logs cannot be read ({why_unusable(error)}).")
     _read_bad(facts, bad_videos)
@@ -247,18 +245,18 @@ def _read_bad(facts: RunFacts, path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- timings
-def read_timing(folder: Path) -> Timing:
-    """What the logs say of time: means of epochs, or of steps where no epoch is done."""
-    lines: dict[str, list[LogLine]] = {kind: [] for kind in KINDS}
-    for line in read_log(folder):
-        lines[line.kind].append(line)
-    trained = lines["train_epoch"] or lines["train_iter"]
+def timing_of(lines: Iterable[LogLine]) -> Timing:
+    """What the lines of logs say of time: means of epochs, or of steps where no epoch is done."""
+    kinds: dict[str, list[LogLine]] = {kind: [] for kind in KINDS}
+    for line in lines:
+        kinds[line.kind].append(line)
+    trained = kinds["train_epoch"] or kinds["train_iter"]
     seconds, waited = _numbers(trained, "dt"), _numbers(trained, "dt_data")
     timing = Timing(gpu_gib=max(_numbers(trained, "gpu_mem"), default=0.0))
     if seconds and len(seconds) == len(waited) and sum(seconds) > 0:
         timing.step_seconds = math.fsum(seconds) / len(seconds)
         timing.wait_share = min(math.fsum(waited) / math.fsum(seconds), 1.0)
-    if validations := _numbers(lines["val_epoch"], "time_diff"):
+    if validations := _numbers(kinds["val_epoch"], "time_diff"):
         timing.validation_seconds = math.fsum(validations) / len(validations)
     if trained:
         timing.epoch, timing.epochs = trained[-1].epoch, trained[-1].epochs

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,6 +27,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.files import write_text
 from distinit_plugin.jobs.report import REPORT_FILE, report
 from distinit_plugin.jobs.running import run
+from distinit_plugin.models.hardware import num_cores
 from distinit_plugin.video.isolated import Crash, run_isolated
 
 Say = Callable[[str], None]
@@ -174,11 +174,6 @@ def _answer(
         return do(numbered[1], folder, options)
     except Exception as error:
         return error
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_task(task: Task, folder: Path, options: Mapping[str, object]) -> Outcome:

@@ -29,10 +29,9 @@ def look_at_cpu() -> list[Finding]:
     import torch
 
     from distinit_plugin.engine.precision import choose_precision
-    from distinit_plugin.models.hardware import hardware_has_bf16, hardware_key
+    from distinit_plugin.models.hardware import hardware_has_bf16, hardware_key, num_cores
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    cores, threads = num_cores(), torch.get_num_threads()
     name = hardware_key("cpu", torch.float32).partition(", ")[0]
     findings = [
         Finding(

@@ -148,6 +148,12 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     return max(filter(None, states), key=lambda found: (_epoch_of(found[1]), steps_done(found[1])), default=None)
 
 
+def is_of_runner(state: Mapping[str, Any]) -> bool:
+    """Whether this package's runner wrote a state, and not PySlowFast (alone, or with this package's heads)."""
+    own = state.get("distinit")
+    return isinstance(own, Mapping) and "progress" in own
+
+
 def _epoch_of(state: Mapping[str, Any]) -> int:
     """0-based number of the last epoch done (PySlowFast's files say no more); −1 for a state that does not say."""
     epoch = state.get("epoch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,18 +46,23 @@ def read_curves(folder: str | Path) -> RunCurves:
     Raises:
         UserError: Neither file exists or neither has a line of training or validation.
     """
-    curves = RunCurves()
-    lines = read_log(folder)
-    # AVA's lines of PySlowFast do not say how many steps an epoch has: as many as were seen of the longest one.
-    longest = max((line.step for line in lines if line.kind == "train_iter"), default=0)
-    for line in lines:
-        _take(curves, line, longest)
-    if not any((curves.train_loss, curves.val_loss, curves.val_top1, curves.val_map)):
+    curves = curves_of(read_log(folder))
+    if curves is None:
         raise UserError(
             f"{folder} has no curves: there is no '{JSON_PREFIX.strip()}' line in its {JSON_FILE} or {LOG_FILE}. Name "
             "the OUTPUT_DIR of a run that has trained."
         )
     return curves
+
+
+def curves_of(lines: Sequence[LogLine]) -> RunCurves | None:
+    """The curves in the lines of ``read_log``; ``None``: none of them is of training or validation."""
+    curves = RunCurves()
+    # AVA's lines of PySlowFast do not say how many steps an epoch has: as many as were seen of the longest one.
+    longest = max((line.step for line in lines if line.kind == "train_iter"), default=0)
+    for line in lines:
+        _take(curves, line, longest)
+    return curves if any((curves.train_loss, curves.val_loss, curves.val_top1, curves.val_map)) else None
 
 
 def _take(curves: RunCurves, line: LogLine, longest: int) -> None:

@@ -53,7 +53,8 @@ def source_commit() -> str:
     """Commit of the checkout that this package runs from, ``-dirty`` when files differ from it; empty: no checkout."""
     if not (_ROOT / ".git").exists():
         return ""
-    words = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
+    describe = ["describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
+    words = ["git", "--no-optional-locks", "-C", str(_ROOT), *describe]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):

@@ -172,7 +172,7 @@ class RunState:
 
     def _load(self, state: Mapping[str, Any], device: torch.device) -> None:
         own = state.get("distinit")
-        if not isinstance(own, Mapping) or "progress" not in own:  # PySlowFast's, alone or with this package's heads
+        if own is None or not checkpoint.is_of_runner(state):
             self._load_hosted(state, {} if own is None else own)
             return
         if own["format"] > checkpoint.FORMAT_VERSION:

@@ -26,6 +26,7 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.engine import distributed
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import choose_device
+from distinit_plugin.models.hardware import num_cores
 
 RUN_ID = "distinit"
 """The shards of a job find each other by address; this name must only be the same for all of them."""
@@ -137,7 +138,7 @@ def _run_rank(job: Job, cfg: CfgNode, folder: str, launcher: int) -> Any:
     if os.getppid() != launcher:  # it was killed meanwhile; from here on torch ends this process with it
         raise SystemExit(1)
     if not cfg.RUNNER.NUM_THREADS and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _num_local_ranks(cfg)))
+        torch.set_num_threads(max(1, num_cores() // _num_local_ranks(cfg)))
     try:
         result = job(cfg)
     except Exception as error:

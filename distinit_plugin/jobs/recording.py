@@ -25,7 +25,9 @@ class Recorder:
             UserError: The folder cannot be written.
         """
         self._folder = session.output_dir
-        self._part = RunPart(started=_now(), environment=environment(session.device, distributed.world_size()))
+        ranks = distributed.world_size()
+        found = environment(session.device, ranks) if distributed.is_main() else {}
+        self._part = RunPart(started=_now(), environment=found)
         self._record = RunRecord(list(session.cfg.source_files), session.cfg.dump(), [self._part])
         self._earlier: RunRecord | None = None
         with contextlib.suppress(UserError):  # a damaged record is written anew

@@ -100,7 +100,7 @@ def resume(session: Session, state: RunState, steps_per_epoch: int) -> bool:
         path, saved = found
         _refuse_changes(cfg, state, saved, path, steps_per_epoch)
         _load(session, state, saved, path)
-        if _is_own(saved):
+        if checkpoint.is_of_runner(saved):
             _reopen_cut_epoch(state, saved, steps_per_epoch)
     elif cfg.TRAIN.CHECKPOINT_FILE_PATH and not cfg.TRAIN.CHECKPOINT_EPOCH_RESET:
         path = Path(cfg.TRAIN.CHECKPOINT_FILE_PATH)
@@ -109,18 +109,12 @@ def resume(session: Session, state: RunState, steps_per_epoch: int) -> bool:
             return False
         saved = checkpoint.load_checkpoint(path)
         _load(session, state, saved, path)
-        if _is_own(saved):
+        if checkpoint.is_of_runner(saved):
             _start_epoch_anew(cfg, state, saved, path)
     else:
         return False
     logger.info("continuing from %s (%d epochs and %d steps are done)", path, state.epoch, state.step_in_epoch)
     return True
-
-
-def _is_own(saved: Mapping[str, Any]) -> bool:
-    """Whether this runner wrote a state, and not PySlowFast."""
-    own = saved.get("distinit")
-    return isinstance(own, Mapping) and "progress" in own
 
 
 def _newest_state(session: Session) -> tuple[Path, dict[str, Any]] | None:
@@ -206,7 +200,7 @@ def _refuse_changes(cfg: CfgNode, state: RunState, saved: Mapping[str, Any], pat
     Raises:
         UserError: There are some, or the training videos are others.
     """
-    if not _is_own(saved):
+    if not checkpoint.is_of_runner(saved):
         return  # PySlowFast's configuration says the same in other words, and more
     before = _saved_cfg(saved, path)
     changed = changes(before, cfg)

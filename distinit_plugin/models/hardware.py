@@ -13,6 +13,11 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags of x86 and Arm that mean bf16 arithmetic in hardware."""
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware_has_bf16(device: torch.device | str) -> bool:
     """Whether bf16 runs in hardware there; emulated bf16 is many times slower than fp32."""
     device = torch.device(device)

@@ -7,10 +7,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from distinit_plugin.demos.runs import Say, num_cores
+from distinit_plugin.demos.runs import Say
 from distinit_plugin.engine.signals import Stopped, StopSignals
 from distinit_plugin.errors import UserError
 from distinit_plugin.files import writing_alone
+from distinit_plugin.models.hardware import num_cores
 from distinit_plugin.studies.execution import Order, do_run, order_of
 from distinit_plugin.studies.grid import Plan, Run
 from distinit_plugin.studies.results import states_of

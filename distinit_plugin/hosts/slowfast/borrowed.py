@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
 
 from distinit_plugin.config.pyslowfast_keys import PYSLOWFAST_DEFAULTS
-from distinit_plugin.config.theirs import is_architecture
+from distinit_plugin.config.theirs import PREFIX, is_architecture
 from distinit_plugin.config.yaml_files import parse_yaml
 from distinit_plugin.errors import UserError
 from distinit_plugin.hosts.slowfast.boot import make_importable
@@ -49,7 +49,7 @@ def build_network(
     Raises:
         UserError: There is no PySlowFast, it has no such network, or it does not build it so.
     """
-    own = name.partition("/")[2]
+    own = own_name(name)
     _check_input(name, input)
     make_importable()
     registry: Any = importlib.import_module("slowfast.models.build").MODEL_REGISTRY
@@ -172,7 +172,7 @@ class BorrowedNetwork(VideoNetwork):
 
 def own_name(name: str) -> str:
     """``slowfast/NAME`` → ``NAME``; any other as it is."""
-    return name.removeprefix("slowfast/")
+    return name.removeprefix(PREFIX)
 
 
 def _check_input(name: str, input: InputSpec) -> None:

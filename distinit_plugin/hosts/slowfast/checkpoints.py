@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from distinit_plugin import build
+from distinit_plugin.engine.checkpoint import is_of_runner
 from distinit_plugin.engine.checkpoint import load_checkpoint as read_checkpoint
 from distinit_plugin.engine.checkpoint import save_checkpoint as write_checkpoint
 from distinit_plugin.engine.optim import parameter_groups
@@ -205,7 +206,7 @@ def _with_file(optimizer: Any, path: str, state: Mapping[str, Any], model: nn.Mo
     """Fill the heads from what a file holds; returns what takes the optimizer's state that is in it."""
     heads = heads_of(model)
     own = state.get(ENTRY)
-    is_runners = isinstance(own, Mapping) and "progress" in own
+    is_runners = is_of_runner(state)
     if heads is None:
         return _RenumberedOptimizer(optimizer, model) if is_runners else optimizer
     share = _load_heads(path, heads, own, is_runners)

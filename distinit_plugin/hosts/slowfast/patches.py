@@ -35,6 +35,11 @@ class Patch:
     cure: Callable[[], None]
 
 
+def given_names() -> list[str]:
+    """What ``DISTINIT_SLOWFAST_WITHOUT`` names, right or wrong."""
+    return [name.strip() for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name.strip()]
+
+
 def switched_off(known: Iterable[Patch]) -> frozenset[str]:
     """The names in ``DISTINIT_SLOWFAST_WITHOUT``.
 
@@ -42,7 +47,7 @@ def switched_off(known: Iterable[Patch]) -> frozenset[str]:
         UserError: One that is no patch's.
     """
     names = [patch.name for patch in known]
-    given = [name.strip() for name in os.environ.get(WITHOUT_VARIABLE, "").split(",") if name.strip()]
+    given = given_names()
     for name in given:
         if name not in names:
             raise UserError(
