@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,13 +342,13 @@ def _told_by_an_orphan(errors: str) -> None:
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     here.close()
-    sys.stderr = Path(errors).open("w", buffering=1)
-    loader._serve_only(os.getppid())
-    there.send_bytes(str(os.getpid()).encode())
-    try:
-        there.recv_bytes()
-    except (ConnectionError, EOFError):
-        sys.excepthook(*sys.exc_info())
+    with open(errors, "w", buffering=1) as sys.stderr:
+        loader._serve_only(os.getppid())
+        there.send_bytes(str(os.getpid()).encode())
+        try:
+            there.recv_bytes()
+        except (ConnectionError, EOFError):
+            sys.excepthook(*sys.exc_info())
     os._exit(0)
 
 
