@@ -113,7 +113,7 @@ def _settings(device: torch.device) -> tuple[str, torch.memory_format]:
     if device.type == "cpu":
         keep_freed_memory()
     precision = choose_precision("auto", device, has_bf16=hardware_has_bf16(device)).name
-    return precision, choose_memory_format("auto", device, precision)
+    return precision, choose_memory_format("auto", precision)
 
 
 def compare(network: str, arguments: Sequence[str], names: Sequence[str], rounds: int) -> list[list[str]]:

@@ -226,7 +226,7 @@ def build_parts(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> B
     precision = choose_precision(
         options.get("RUNNER.PRECISION", "auto"), device, has_bf16=hardware_has_bf16(device)
     ).name
-    memory_format = choose_memory_format("auto", device, precision)
+    memory_format = choose_memory_format(options.get("RUNNER.CHANNELS_LAST", "auto"), precision)
     network: Any = build_network(
         "R2Plus1D",
         num_classes=0,

@@ -66,14 +66,14 @@ def test_learns_labels_of_synthetic_views(name: str, num_frames: int, modality: 
     labels = torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     losses = []
-    for _ in range(7):
+    for _ in range(12):
         output = objective(views, {"label": labels})
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
         losses.append(float(output.loss.detach()))
     assert losses[0] == pytest.approx(1.6, abs=0.3)  # ln 5
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize(("name", "num_frames"), [("C3D", 4), ("ConvLSTM", 2)])

@@ -35,7 +35,7 @@ from distinit_plugin.weights.switches import switches_of
 CLASSES = 5
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # pytorch-i3d's, which the layout tells
 FRAMES = 4
-OPTS = ["DATA.NUM_FRAMES", str(FRAMES), "DATA.TEST_CROP_SIZE", str(SIZE)]
+OPTS = ["DATA.NUM_FRAMES", str(FRAMES), "DATA.TEST_CROP_SIZE", str(SIZE), "RUNNER.PRECISION", "fp32"]
 SPEC = InputSpec(num_frames=FRAMES, train_crop_size=SIZE, test_crop_size=SIZE, mean=MEAN, std=STD)
 
 
@@ -188,6 +188,12 @@ def test_options_of_a_trained_checkpoint(network, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
+        (["RUNNER.PRECISION", "fp8"], "'fp8' is not allowed. Allowed: auto, fp32, bf16, fp16"),
+        pytest.param(
+            ["RUNNER.PRECISION", "fp16"],
+            "fp16 works on a GPU only",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR cannot be set here. Allowed: DATA.NUM_FRAMES"),
         (["NETWORK.WIDTH", "8"], "NETWORK.WIDTH cannot be set here"),
         (["DATA.RANDOM_FLIP", "True"], "DATA.RANDOM_FLIP cannot be set here"),

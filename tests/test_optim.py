@@ -293,19 +293,18 @@ def test_flushing_can_be_switched_off():
 
 
 @pytest.mark.parametrize(
-    ("option", "device", "precision", "expected"),
+    ("option", "precision", "expected"),
     [
-        ("auto", "cpu", "fp32", torch.contiguous_format),
-        ("auto", "cuda", "fp32", torch.contiguous_format),
-        ("auto", "cuda", "bf16", torch.channels_last_3d),
-        ("on", "cpu", "fp32", torch.channels_last_3d),
-        ("off", "cuda", "fp16", torch.contiguous_format),
+        ("auto", "fp32", torch.contiguous_format),
+        ("auto", "bf16", torch.channels_last_3d),
+        ("on", "fp32", torch.channels_last_3d),
+        ("off", "fp16", torch.contiguous_format),
     ],
 )
-def test_choice_of_memory_format(option, device, precision, expected):
-    assert choose_memory_format(option, torch.device(device), precision) == expected
+def test_choice_of_memory_format(option, precision, expected):
+    assert choose_memory_format(option, precision) == expected
 
 
 def test_bad_memory_format_is_named():
     with pytest.raises(UserError, match="Allowed: auto, on, off"):
-        choose_memory_format("yes", CPU, "fp32")
+        choose_memory_format("yes", "fp32")

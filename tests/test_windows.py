@@ -11,7 +11,7 @@ from videos import frame_numbers, write_video
 
 from distinit_plugin import build, cli
 from distinit_plugin.data.windows import SlidingWindows, Spacing
-from distinit_plugin.errors import VideoError
+from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.jobs import extraction
 from distinit_plugin.jobs.extraction import extract, file_name
 from distinit_plugin.jobs.running import run
@@ -168,6 +168,22 @@ def test_values_are_those_of_the_test_loop(trained, paths, tmp_path):
         assert np.abs(np.diff(rows["features"], axis=0)).max() > 1e-3  # windows differ, so the equality says something
         np.testing.assert_allclose(rows["start"], np.array([0, 2, 4]) / 25)
         np.testing.assert_allclose(rows["end"], np.array([7, 9, 11]) / 25)
+
+
+def test_precision_is_the_trainings_fp32_or_what_is_asked_for(trained, paths, tmp_path):
+    def features(name, opts):
+        done = extract(paths[:1], checkpoint=str(trained), output=tmp_path / name, spacing=Spacing(stride=2), opts=opts)
+        assert not done.bad
+        settings = json.loads((tmp_path / name / "settings.json").read_text())
+        return settings["precision"], np.load(done.done[paths[0]], allow_pickle=False)["features"]
+
+    precision, exact = features("as_trained", [])
+    assert precision == "fp32"
+    precision, rounded = features("bf16", ["RUNNER.PRECISION", "bf16"])
+    assert precision == "bf16"
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
+    with pytest.raises(UserError, match="precision: bf16 there, fp32 now"):
+        features("bf16", ["RUNNER.PRECISION", "fp32"])
 
 
 def test_a_stopped_job_goes_on_and_other_settings_are_refused(trained, paths, tmp_path, capsys, monkeypatch):

@@ -164,21 +164,26 @@ def _machines(cfg: CfgNode) -> Problems:
         )
 
 
-def _hardware(cfg: CfgNode) -> Problems:
+def precision_problems(cfg: CfgNode) -> Problems:
+    """What speaks against the precision, as in :func:`problems_of`."""
     precision, on_cpu = cfg.RUNNER.PRECISION, cfg.NUM_GPUS == 0
     if precision == "fp16" and on_cpu:
         yield "RUNNER.PRECISION: fp16 works on a GPU only, this job runs on the CPU. Use auto, bf16 or fp32."
-    if cfg.BN.NORM_TYPE == "sync_batchnorm" and on_cpu:
-        yield (
-            "BN.NORM_TYPE: sync_batchnorm works on GPUs only (torch has no CPU version), this job runs on the CPU. "
-            "Use batchnorm: each rank then takes the statistics of its own clips."
-        )
     if cfg.TRAIN.MIXED_PRECISION and precision in ("fp32", "bf16"):
         yield f"TRAIN.MIXED_PRECISION: True means fp16, but RUNNER.PRECISION is {precision}. Keep one of the two."
     if cfg.TRAIN.MIXED_PRECISION and on_cpu:
         yield "TRAIN.MIXED_PRECISION: True means fp16, which works on a GPU only. Set it False; auto takes bf16."
     if cfg.RUNNER.DETERMINISTIC and (precision in ("bf16", "fp16") or cfg.TRAIN.MIXED_PRECISION):
         yield "RUNNER.DETERMINISTIC: exact reproduction is fp32. Set RUNNER.PRECISION fp32 or auto, no MIXED_PRECISION."
+
+
+def _hardware(cfg: CfgNode) -> Problems:
+    on_cpu = cfg.NUM_GPUS == 0
+    if cfg.BN.NORM_TYPE == "sync_batchnorm" and on_cpu:
+        yield (
+            "BN.NORM_TYPE: sync_batchnorm works on GPUs only (torch has no CPU version), this job runs on the CPU. "
+            "Use batchnorm: each rank then takes the statistics of its own clips."
+        )
     if cfg.RUNNER.DETERMINISTIC and cfg.RUNNER.COMPILE:
         yield (
             "RUNNER.COMPILE: True, but a compiled network adds in an order that its tuning chooses, and "
@@ -346,7 +351,8 @@ def _corpus(where: str, entry: CfgNode, needs_labels: str) -> Problems:
 
 _CHECKS: tuple[tuple[Callable[[CfgNode], Problems], tuple[str, ...]], ...] = (
     (_machines, ("NUM_", "SHARD_ID", "TRAIN.BATCH_SIZE", "TEST.BATCH_SIZE", "RUNNER.ACCUMULATE", "RUNNER.CPU_RANKS")),
-    (_hardware, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION", "BN.NORM_TYPE")),
+    (precision_problems, ("NUM_GPUS", "RUNNER.", "TRAIN.MIXED_PRECISION")),
+    (_hardware, ("NUM_GPUS", "RUNNER.", "BN.NORM_TYPE")),
     (_schedule, ("SOLVER.", "TRAIN.EVAL_PERIOD", "RUNNER.SCHEDULE_UNIT")),
     (_optimizer, ("SOLVER.",)),
     (_views, ("DATA.", "MODEL.MODEL_NAME", "NETWORK.MODALITY", "CORPUS.TEST_", "CORPUS.DENSE_STRIDE")),

@@ -231,7 +231,7 @@ def _set_up(
             option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC
         )
         logger.info("device %s, precision %s: %s", device, choice.name, choice.reason)
-        memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, device, choice.name)
+        memory_format = choose_memory_format(cfg.RUNNER.CHANNELS_LAST, choice.name)
         bad_file = Path(cfg.OUTPUT_DIR) / BAD_VIDEOS_FILE if log_to_folder else None
         bad_videos = BadVideoLog(bad_file, main=distributed.is_main())
         progress = open_progress(log.console, enabled=cfg.RUNNER.PROGRESS, main=distributed.is_main())

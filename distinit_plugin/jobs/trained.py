@@ -13,7 +13,7 @@ import torch
 from distinit_plugin import build
 from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode
-from distinit_plugin.config.validate import network_problems
+from distinit_plugin.config.validate import network_problems, precision_problems
 from distinit_plugin.engine.checkpoint import load_checkpoint
 from distinit_plugin.errors import ConfigError, UserError, WeightsError
 from distinit_plugin.jobs.described import NEUTRAL_RANGE, description_in
@@ -24,8 +24,16 @@ from distinit_plugin.weights.image_networks import is_image_network
 INPUT_KEYS = ("DATA.NUM_FRAMES", "DATA.SAMPLING_RATE", "DATA.TEST_CROP_SIZE", "DATA.MEAN", "DATA.STD")
 """What a network is fed: the keys that a user of a file may set."""
 
-FURTHER_KEYS = ("CORPUS.TARGET_FPS", "CORPUS.TEST_SCALE", "FLOW.BACKEND", "FLOW.WEIGHTS", "FLOW.BOUND")
-"""How videos are read for it: the user may set these, too; a file that does not say them means the defaults."""
+FURTHER_KEYS = (
+    "CORPUS.TARGET_FPS",
+    "CORPUS.TEST_SCALE",
+    "FLOW.BACKEND",
+    "FLOW.WEIGHTS",
+    "FLOW.BOUND",
+    "RUNNER.PRECISION",
+)
+"""How videos are read for it, and how exactly it computes: the user may set these, too; a file that does not say them
+means the defaults."""
 
 ADVICE = "Weights of other programs are translated by distinit convert-weights first."
 
@@ -36,7 +44,8 @@ class Trained:
 
     Attributes:
         path: The file.
-        cfg: Of its training, with the device and precision of this machine; of a converted file what is known of it.
+        cfg: Of its training, with the device of this machine, and its precision unless the training was in fp32; of a
+            converted file what is known of it.
         num_classes: Outputs of its classifier; 0: it gives no logits.
         class_names: Of its classes; empty where they are not known.
     """
@@ -98,17 +107,18 @@ def read_trained(
     else:
         num_classes = cfg.MODEL.NUM_CLASSES if "NUM_CLASSES" in converted["MODEL"] else 0
         assumed = _complete(checkpoint, cfg, converted)
+    cfg.DATA_LOADER.NUM_WORKERS = 0
+    # This machine need not be the one that trained; what was computed in fp32 can be so anywhere.
+    cfg.NUM_GPUS = int(torch.cuda.is_available())
+    cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
+    exact = cfg.RUNNER.PRECISION == "fp32" and not cfg.TRAIN.MIXED_PRECISION
+    cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "fp32" if exact else "auto"
     _override(checkpoint, cfg, opts)
     if told := [f"{key} {_value(cfg, key)}" for key in assumed if key not in opts[0::2]]:
         print(
             f"note: {checkpoint} does not say what its clips are; assumed: {', '.join(told)} (--opts sets them)",
             file=sys.stderr,
         )
-    cfg.DATA_LOADER.NUM_WORKERS = 0
-    # This machine need not be the one that trained.
-    cfg.NUM_GPUS = int(torch.cuda.is_available())
-    cfg.NUM_SHARDS, cfg.SHARD_ID = 1, 0
-    cfg.TRAIN.MIXED_PRECISION, cfg.RUNNER.PRECISION = False, "auto"
     # Flow of videos that anybody names is computed.
     cfg.FLOW.STORE, cfg.FLOW.LAYOUT, cfg.FLOW.MISSING = "", "store", "refuse"
     cfg.freeze()
@@ -140,7 +150,7 @@ def _complete(checkpoint: str, cfg: CfgNode, nodes: dict[str, Any]) -> list[str]
             f"{checkpoint} holds {name}, an image network. It can be a teacher (DISTILL.TEACHERS) or fill a video "
             "network (INIT.INFLATE_FROM); give the file of a video network here."
         )
-    if problems := network_problems(cfg):
+    if problems := [*network_problems(cfg), *precision_problems(cfg)]:
         raise ConfigError([f"the configuration in {checkpoint}: {problem}" for problem in problems])
     unknown = [key for key in INPUT_KEYS if key.partition(".")[2] not in (nodes.get("DATA") or {})]
     if cfg.NETWORK.MODALITY == "flow":
@@ -159,7 +169,7 @@ def _override(checkpoint: str, cfg: CfgNode, opts: Sequence[str]) -> None:
     if not opts:
         return
     cfg.merge_from_list(opts)
-    if problems := network_problems(cfg):
+    if problems := [*network_problems(cfg), *precision_problems(cfg)]:
         raise ConfigError(problems)
     if "DATA.NUM_FRAMES" in opts[0::2]:
         cfg.CORPUS.TEST_NUM_FRAMES = 0  # the test has the frames that are asked for
