@@ -83,7 +83,7 @@ def build(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Built:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    network = network.to(device)
+    network = network.to(device=device, memory_format=memory_format)
     clip = torch.rand(case.batch_size, 3, case.num_frames, case.size, case.size, device=device)
     clip = clip.contiguous(memory_format=memory_format)
     if precision != "fp32" and ours:

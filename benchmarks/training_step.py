@@ -55,7 +55,8 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     rows = []
     for name, values in seconds.items():
         speed = spread(batch_size / value for value in values).median
-        rate = f"{100 * flops / spread(values).median / last[name]['rate']:.1f} %" if flops else "–"
+        counted = flops and name != "skip"  # which leaves a part out
+        rate = f"{100 * flops / spread(values).median / last[name]['rate']:.0f} %" if counted else "–"
         memory = f"{last[name]['memory'] / 2**20:.0f}"
         precision = variants[name].facts["precision"]
         rows.append([name, precision, spread(values).text(3), f"{speed:.2f}", memory, rate])
@@ -63,6 +64,8 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     print(table(header, rows))
     print()
     _print_ratios(seconds, {name: facts["memory"] for name, facts in last.items()}, first)
+    if flops:
+        print(f"A step is {flops / 1e9:.0f} GFLOP; bf16 matrix products: {last[names[0]]['rate'] / 1e9:.0f} GFLOP/s.")
     if "check" in first:
         print(first["check"])
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 TEACHER = "IMAGENET"
 CONFIG = "configs/DistInit/table1_r2plus1d18_distinit_pretrain.yaml"
 NUM_FRAMES, STUDENT_SIZE, TEACHER_SIZE, NUM_CLASSES = 8, 112, 224, 1000
-PRODUCT_SIZE = 8192
+PRODUCT_SIZES = {"cuda": 8192, "cpu": 4096}
 GRID_CLIPS, TAG = 10, "IMAGENET1K_V1"
 
 
@@ -83,9 +83,8 @@ def build_loop(arguments: argparse.Namespace, stack: contextlib.ExitStack, **key
     """``Trainer.run_step``; ``keys`` override the configuration (two underscores for a dot)."""
     trainer, batch = build_trainer(arguments, stack, **keys)
     facts = {"precision": trainer.state.precision.name, "device": trainer.device.type}
-    if trainer.device.type == "cuda":
-        facts["flops"] = count_flops(trainer, batch)
     if trainer.state.precision.name == "bf16":
+        facts["flops"] = count_flops(trainer, batch)
         facts["check"] = check_convolutions(trainer, batch)
     return lambda: trainer.run_step(repeat(batch)), facts
 
@@ -235,7 +234,7 @@ def build_parts(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> B
         width=int(options.get("NETWORK.WIDTH", 64)),
         variant="torchvision",
     )
-    student = network.to(device=device, memory_format=memory_format) if device.type == "cuda" else network
+    student = network.to(device=device, memory_format=memory_format)
     head = nn.Linear(network.feature_dim, NUM_CLASSES).to(device)
     teacher = get_model(arguments.teacher, weights=None).to(device).eval().requires_grad_(False)
     clip = (random_clips(arguments.batch_size, NUM_FRAMES, STUDENT_SIZE) / 255).to(device)
@@ -316,27 +315,36 @@ BUILDERS: dict[str, Callable[[argparse.Namespace, contextlib.ExitStack], Built]]
 
 
 # --------------------------------------------------------------------------------------------------- the process
-def matrix_rate() -> float:
+def matrix_rate(device: str) -> float:
     """Floating point operations per second of large bf16 matrix products, measured."""
-    left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    size = PRODUCT_SIZES[device]
+    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     seconds = []
     for _ in range(20):
-        torch.cuda.synchronize()
+        _synchronize(device)
         begin = time.perf_counter()
         left @ right
-        torch.cuda.synchronize()
+        _synchronize(device)
         seconds.append(time.perf_counter() - begin)
-    return 2 * PRODUCT_SIZE**3 / sorted(seconds)[len(seconds) // 2]
+    return 2 * size**3 / sorted(seconds)[len(seconds) // 2]
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def last_words(device: str) -> dict[str, Any]:
-    """Peak memory of the process or of its GPU; there also the rate to compare with."""
+    """Peak memory of the process or of its GPU; where bf16 is computed in hardware also the rate to compare with."""
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated()
-        return {"memory": memory, "rate": matrix_rate()}
-    from common import peak_memory
+    else:
+        from common import peak_memory
 
-    return {"memory": peak_memory()}
+        memory = peak_memory()
+    from distinit_plugin.models.hardware import hardware_has_bf16
+
+    return {"memory": memory, "rate": matrix_rate(device) if hardware_has_bf16(device) else 0.0}
 
 
 def main() -> int:

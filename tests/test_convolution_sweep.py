@@ -49,6 +49,14 @@ OWN = [
     ("Fused3D", {}, InputSpec(num_frames=5, train_crop_size=224)),
     ("PredictedFlow3D", {}, FULL_LENGTH),
 ]
+FORMATS = [
+    pytest.param(True, id="as_it_runs"),
+    pytest.param(
+        False,
+        id="channels_last_off",
+        marks=pytest.mark.skipif(not SLOW, reason="RUNNER.CHANNELS_LAST off: minutes; DISTINIT_TEST_SLOW=1 runs it"),
+    ),
+]
 WITHOUT_3D = {"Res2D", "TwoStream", "ConvLSTM"}
 EXTERNAL = [
     ("torchvision/mc3_18", {}, InputSpec()),
@@ -119,7 +127,9 @@ def with_values(case: ConvCase) -> tuple[Conv3d, Tensor]:
     layer = copy.deepcopy(case.sample).to_empty(device=CPU)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, 0.0, 0.05)
-    return layer, torch.randn(case.input_shape)
+    memory_format = torch.channels_last_3d if case.channels_last else torch.contiguous_format
+    layer.to(memory_format=memory_format)
+    return layer, torch.randn(case.input_shape).contiguous(memory_format=memory_format)
 
 
 def error_between_formulations(case: ConvCase) -> float:
@@ -177,11 +187,12 @@ def test_bf16_is_right_on_small_maps() -> None:
 
 
 @pytest.mark.timeout(2 * 60 * 60)
+@pytest.mark.parametrize("channels_last", FORMATS)
 @pytest.mark.skipif(
     not (hardware_has_bf16("cpu") or SLOW),
     reason="this CPU emulates bf16, far too slowly for full size (DISTINIT_TEST_SLOW=1 runs it nevertheless)",
 )
-def test_bf16_is_right_at_training_size() -> None:
+def test_bf16_is_right_at_training_size(channels_last: bool) -> None:
     """bf16 as the runner computes it, for every distinct convolution of every listed network.
 
     Emulated, clips of more than 32 frames are cut to 8: Inception's third layer alone would take ten minutes.
@@ -189,6 +200,7 @@ def test_bf16_is_right_at_training_size() -> None:
     fast = hardware_has_bf16("cpu")
     cases = distinct_cases(RESNETS + EXTERNAL, batch=2 if fast else 1)
     cases |= distinct_cases(OWN, batch=1, most_frames=64 if fast else 8)
+    cases = {key: replace(case, channels_last=channels_last) for key, case in cases.items()}
     wrong, replaced = {}, 0
     for number, (key, case) in enumerate(cases.items(), start=1):
         error, verdict = error_of_bf16_as_run(case)

@@ -71,13 +71,26 @@ def test_kernel_that_reads_padding_only() -> None:
     )
 
 
-@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1), (1, 1, 1)])
-def test_folding_keeps_the_memory_format(kernel: tuple[int, int, int]) -> None:
-    layer = Conv3d(8, 16, kernel, padding=tuple(k // 2 for k in kernel)).to(memory_format=torch.channels_last_3d)
-    layer.formulation = "conv2d"
-    y = layer(torch.randn(2, 8, 4, 6, 6).to(memory_format=torch.channels_last_3d))
-    assert y.is_contiguous(memory_format=torch.channels_last_3d)
-    assert not y.is_contiguous()
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1), (1, 1, 1), (3, 3, 3)])
+@pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_folding_keeps_the_memory_format(kernel: tuple[int, int, int], frames: int, batch: int) -> None:
+    """Of value and gradient, by their strides: those of sizes of 1 decide, too, how later layers see a tensor."""
+
+    def strides(shape: torch.Size) -> tuple[int, ...]:
+        return torch.empty(shape, memory_format=torch.channels_last_3d).stride()
+
+    for stride in (1, 2):
+        layer = Conv3d(8, 16, kernel, stride, padding=tuple(k // 2 for k in kernel))
+        layer.formulation = "conv2d"
+        x = torch.randn(batch, 8, frames, 6, 6).to(memory_format=torch.channels_last_3d).requires_grad_(True)
+        seen: list[tuple[int, ...]] = []
+        inner = x * 1
+        inner.register_hook(lambda grad, seen=seen: seen.append(grad.stride()))
+        y = layer(inner)
+        assert y.stride() == strides(y.shape)
+        y.backward(torch.ones_like(y))
+        assert seen == [strides(x.shape)]
 
 
 def test_replicated_time() -> None:

@@ -303,7 +303,7 @@ def test_test_clips_may_be_longer_than_training_clips(videos, finetuned, tmp_pat
     test = {"ENABLE": True, "CHECKPOINT_FILE_PATH": weights}
     evaluation = run(small_cfg(videos, tmp_path / "run", **sections, TRAIN={"ENABLE": False}, TEST=test)).evaluation
     assert set(evaluation.clips.tolist()) == {2}
-    # How well a network of a few steps does on clips twice as long hangs on roundings; that each class is told apart does not.
+    # Which class a network of few steps prefers on longer clips hangs on roundings; that it tells them apart does not.
     np.testing.assert_allclose(evaluation.scores.sum(axis=1), 1)
     bright = evaluation.scores[:, 0]
     assert bright[evaluation.labels == 0].min() > bright[evaluation.labels == 1].max()

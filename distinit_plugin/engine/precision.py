@@ -137,9 +137,9 @@ def set_flush_denormals(enabled: bool) -> bool:
 def choose_memory_format(option: str, precision: PrecisionName) -> torch.memory_format:
     """Turn ``RUNNER.CHANNELS_LAST`` into the memory format of 5-D tensors.
 
-    ``auto`` takes ``channels_last_3d`` in bf16 and fp16: CUDA's tensor-core kernels want channels innermost, and on a CPU
-    with AVX-512 bf16 every network tried is faster with it (R(2+1)D-18 by 1.5). In fp32 it takes the contiguous format (on
-    an AVX2 CPU factored convolutions are 1.2 times faster in it).
+    ``auto`` takes ``channels_last_3d`` in bf16 and fp16: CUDA's tensor-core kernels want channels innermost, and on a
+    CPU with AVX-512 bf16 every network tried is faster with it (R(2+1)D-18 1.5 times). In fp32 it takes the contiguous
+    format (on an AVX2 CPU factored convolutions are 1.2 times faster in it).
 
     Args:
         option: ``auto``, ``on`` or ``off``.

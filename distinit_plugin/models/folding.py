@@ -8,6 +8,7 @@ Shapes: x (B,C,T,H,W), weight (O, C/groups, kt, kh, kw), result (B,O,T',H',W').
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,30 +47,59 @@ def _over_time_plane(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
     (st, sh, sw), (pt, ph, pw) = geometry.stride, geometry.padding
     if ph or pw:
         x = functional.pad(x, (pw, pw, ph, ph))
+    skipped = 1
     if weight.shape[2] == 1 and not pt:  # a pointwise kernel skips frames before it reads them
-        x, st = x[:, :, ::st], 1
-    x = x[..., ::sh, ::sw]
-    height, width = x.shape[3:]
+        skipped, st = st, 1
+    x = _cut(x, slice(None, None, skipped), slice(None, None, sh), slice(None, None, sw))
     y = functional.conv2d(
-        x.flatten(3), weight[..., 0], bias, (st, 1), (pt, 0), (geometry.dilation[0], 1), geometry.groups
+        _refold(x, (-1,)), weight[..., 0], bias, (st, 1), (pt, 0), (geometry.dilation[0], 1), geometry.groups
     )
-    return y.unflatten(3, (height, width))
+    return _refold(y, x.shape[3:])
+
+
+def _refold(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(B,C,T,…) → (B,C,T,*sizes): the dimensions of space, folded or unfolded; see :func:`_channels_innermost`."""
+    last = x.movedim(1, -1)
+    return last.reshape(*last.shape[:2], *sizes, last.shape[-1]).movedim(-1, 1)
 
 
 def _over_folded_frames(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """1×k×k: one conv2d on (B·T, C, H, W); ``weight`` is 4-D."""
     if geometry.padding[0]:
         x = functional.pad(x, (0, 0, 0, 0, geometry.padding[0], geometry.padding[0]))
-    return _conv_frames(x[:, :, :: geometry.stride[0]], weight, bias, geometry)
+    return _conv_frames(_cut(x, slice(None, None, geometry.stride[0])), weight, bias, geometry)
 
 
 def _conv_frames(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     batch, _, frames = x.shape[:3]
-    folded = x.transpose(1, 2).flatten(0, 1)
+    if _channels_innermost(x):
+        folded = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+    else:
+        folded = x.transpose(1, 2).flatten(0, 1)
     y = functional.conv2d(
         folded, weight, bias, geometry.stride[1:], geometry.padding[1:], geometry.dilation[1:], geometry.groups
     )
+    if _channels_innermost(y):
+        return y.movedim(1, -1).unflatten(0, (batch, frames)).movedim(-1, 1)
     return y.unflatten(0, (batch, frames)).transpose(1, 2)
+
+
+def _cut(x: Tensor, *slices: slice) -> Tensor:
+    """Slices of time, height, width; see :func:`_channels_innermost`."""
+    if _channels_innermost(x):
+        return x.movedim(1, -1)[(slice(None), *slices)].movedim(-1, 1)
+    return x[(slice(None), slice(None), *slices)]
+
+
+def _channels_innermost(x: Tensor) -> bool:
+    """Whether channels are neighbours in memory.
+
+    Views of such a tensor are taken after its channels have been moved to the end, as its memory has them. Taken
+    otherwise, dimensions of size 1 (one clip, one frame) get strides by which PyTorch no longer knows the tensor as
+    channels last, gradients of slices come back in the other format, and every later layer runs in, or copies to, the
+    slower one.
+    """
+    return x.stride(1) == 1 < x.shape[1]
 
 
 def _over_shifted_frames(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
@@ -84,7 +114,7 @@ def _over_shifted_frames(x: Tensor, weight: Tensor, bias: Tensor | None, geometr
         last = min(out_frames - 1, (frames - 1 - offset) // stride)
         if last < first:
             continue
-        seen = x[:, :, first * stride + offset : last * stride + offset + 1 : stride]
+        seen = _cut(x, slice(first * stride + offset, last * stride + offset + 1, stride))
         parts.append((first, _conv_frames(seen, weight[:, :, tap], None, geometry)))
     if not parts:  # every tap reads padding everywhere: let the padding be real frames
         x = functional.pad(x, (0, 0, 0, 0, padding, padding))
