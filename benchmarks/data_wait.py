@@ -36,8 +36,10 @@ def windows(log: Path) -> list[tuple[float, float]]:
     return [(entry["dt"], entry["dt_data"]) for entry in stats]
 
 
-def pretrain(folder: Path, network: str, steps: int, threads: int, videos: int) -> list[tuple[float, float]]:
-    """Train; the windows of its log."""
+def pretrain(
+    folder: Path, network: str, steps: int, threads: int, videos: int
+) -> tuple[str, list[tuple[float, float]]]:
+    """Train; the precision that it took, and the windows of its log."""
     data = make_digits(folder / "data", num_unlabeled=videos, num_labeled_train=20, num_labeled_test=20, num_stills=40)
     pairs: dict[str, object] = {
         "OUTPUT_DIR": folder / network,
@@ -52,7 +54,8 @@ def pretrain(folder: Path, network: str, steps: int, threads: int, videos: int) 
         f"configs/quickstart/pretrain_{network}.yaml", [str(word) for pair in pairs.items() for word in pair]
     )
     run(cfg, console=Console(file=io.StringIO()))
-    return windows(folder / network / "stdout.log")
+    log = folder / network / "stdout.log"
+    return log.read_text().partition(", precision ")[2].partition(":")[0], windows(log)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -64,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--videos", type=int, default=NUM_VIDEOS)
     chosen = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        found = pretrain(Path(folder), chosen.network, chosen.steps, chosen.threads, chosen.videos)
+        precision, found = pretrain(Path(folder), chosen.network, chosen.steps, chosen.threads, chosen.videos)
     later = found[1:] or found
     total = sum(wait for _, wait in later) / sum(step for step, _ in later)
     shares = spread(100 * wait / step for step, wait in later)
@@ -74,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
         ["in the first ten steps, %", f"{100 * found[0][1] / found[0][0]:.2f}", ""],
         ["s / step", spread(step for step, _ in later).text(3), ""],
     ]
-    print(f"{environment(precision='fp32', training_threads=chosen.threads)}\n")
+    print(f"{environment(precision=precision, training_threads=chosen.threads)}\n")
     print(table([f"{chosen.network}, {chosen.steps} steps of 16 clips, 1 worker", "value", "target"], rows))
     return 0
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from videos import write_video
 
+from distinit_plugin.models.hardware import hardware_has_bf16
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ["RESNET.DEPTH", "10", "NETWORK.WIDTH", "8", "RUNNER.PRECISION", "fp32", "RUNNER.KEEP_MEMORY", "False"]
 
@@ -177,7 +179,9 @@ def test_flow_extraction(script, capsys, tmp_path, monkeypatch):
 def test_data_wait(script, capsys):
     wait = script("data_wait")
     assert wait.main(["--steps", "11", "--videos", "8"]) == 0
-    share = float(_rows(capsys.readouterr().out)["waiting, % of the time"][0])
+    text = capsys.readouterr().out
+    assert f", precision {'bf16' if hardware_has_bf16('cpu') else 'fp32'}, training threads 1" in text
+    share = float(_rows(text)["waiting, % of the time"][0])
     assert 0 <= share < 100
 
 
