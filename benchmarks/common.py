@@ -10,6 +10,7 @@ import av
 import torch
 
 from distinit_plugin.engine.timing import ROUNDS, Spread, interleave, ratio, spread
+from distinit_plugin.models.hardware import cpu_flags, cpu_name
 
 __all__ = ["ROUNDS", "Spread", "interleave", "ratio", "spread"]
 
@@ -32,14 +33,8 @@ def environment(**more: object) -> str:
 
 def _cpu() -> str:
     """Its name, and whether it computes in bf16."""
-    name, flags = platform.processor() or platform.machine(), ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            fields = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
-        values = {key.strip(): value.strip() for key, value in fields.items()}
-        name, flags = values.get("model name", name), values.get("flags", "")
-    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
-    return f"{name} ({', '.join(known) or 'no vector units known'})"
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()]
+    return f"{cpu_name()} ({', '.join(known) or 'no vector units known'})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

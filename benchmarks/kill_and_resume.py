@@ -293,14 +293,14 @@ def kill_once(job: Job, aim: str, rng: random.Random, seconds: float) -> bool:
     else:
         what = {"write": "checkpoint write", "validation": "precise BN and validation"}[aim]
         skipped = rng.randint(0, 2) if aim == "write" else 0
-        latest = 0.3  # seconds after the start of a validation; halved when it was over by then
+        longest = 0.3  # seconds after the start of a validation; halved when it was over by then
         while job.running():
             if aim == "write":
                 wait_until(job, lambda: writing(job.folder), pause=0.0005)
             else:
                 wait_until(job, lambda: job.new_lines()[1] >= 1, pause=0.01)
-                time.sleep(rng.uniform(0, latest))
-                latest /= 2
+                time.sleep(rng.uniform(0, longest))
+                longest /= 2
             if not job.running():
                 return False
             if skipped:

@@ -34,6 +34,8 @@ import torch
 from common import ROUNDS, Spread, environment, interleave, ratio, spread, table, verdict
 from processes import Variant
 
+from distinit_plugin.models.hardware import cpu_flags
+
 CPU_VARIANTS = ("loop", "parts", "weight", "skip")
 GPU_VARIANTS = ("loop", "compiled", "parts", "plain", "autocast")
 WORKER = Path(__file__).with_name("training_variants.py")
@@ -55,7 +57,7 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     rows = []
     for name, values in seconds.items():
         speed = spread(batch_size / value for value in values).median
-        counted = flops and name != "skip"  # which leaves a part out
+        counted = flops and last[name]["rate"] and name != "skip"  # which leaves a part out
         rate = f"{100 * flops / spread(values).median / last[name]['rate']:.0f} %" if counted else "–"
         memory = f"{last[name]['memory'] / 2**20:.0f}"
         precision = variants[name].facts["precision"]
@@ -64,7 +66,7 @@ def compare(names: Sequence[str], arguments: Sequence[str], rounds: int, batch_s
     print(table(header, rows))
     print()
     _print_ratios(seconds, {name: facts["memory"] for name, facts in last.items()}, first)
-    if flops:
+    if flops and last[names[0]]["rate"]:
         print(f"A step is {flops / 1e9:.0f} GFLOP; bf16 matrix products: {last[names[0]]['rate'] / 1e9:.0f} GFLOP/s.")
     if "check" in first:
         print(first["check"])
@@ -75,7 +77,7 @@ def _stepper(variant: Variant) -> Callable[[int], None]:
 
 
 def _print_ratios(seconds: Mapping[str, list[float]], memory: Mapping[str, int], facts: Mapping[str, Any]) -> None:
-    """The quotients that have a target; those of plain PyTorch only hold where bf16 is computed by the hardware."""
+    """The quotients that have a target; plain PyTorch's have one on CPUs with bf16, unflushed with AMX alone."""
     half = facts["precision"] == "bf16"
     rows: list[list[str]] = []
 
@@ -87,7 +89,8 @@ def _print_ratios(seconds: Mapping[str, list[float]], memory: Mapping[str, int],
         add("time, loop / parts", value, verdict(value.median, at_most=1.03))
         share = memory["loop"] / memory["parts"]
         rows.append(["peak memory, loop / parts", f"{share:.3f}", verdict(share, at_most=1.03)])
-    for name, least in (("plain", 6.0), ("plain-flushed", 2.5), ("autocast", 0.0), ("compiled", 0.0)):
+    with_amx = 6.0 if "amx_bf16" in cpu_flags() else 0.0
+    for name, least in (("plain", with_amx), ("plain-flushed", 2.5), ("autocast", 0.0), ("compiled", 0.0)):
         if name in seconds and "loop" in seconds:
             value = ratio(seconds[name], seconds["loop"])
             aimed = half and least > 0 and facts["device"] == "cpu"

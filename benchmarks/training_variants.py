@@ -83,8 +83,9 @@ def build_loop(arguments: argparse.Namespace, stack: contextlib.ExitStack, **key
     """``Trainer.run_step``; ``keys`` override the configuration (two underscores for a dot)."""
     trainer, batch = build_trainer(arguments, stack, **keys)
     facts = {"precision": trainer.state.precision.name, "device": trainer.device.type}
-    if trainer.state.precision.name == "bf16":
+    if trainer.state.precision.name == "bf16" or trainer.device.type == "cuda":
         facts["flops"] = count_flops(trainer, batch)
+    if trainer.state.precision.name == "bf16":
         facts["check"] = check_convolutions(trainer, batch)
     return lambda: trainer.run_step(repeat(batch)), facts
 

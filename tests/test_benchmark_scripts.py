@@ -92,6 +92,19 @@ def test_training_step(script, capsys):
     assert {"time, loop / parts", "peak memory, loop / parts"} < set(rows)
 
 
+def test_share_of_the_bf16_rate(script, capsys):
+    """Only where the hardware computes in bf16 there is a rate to have a share of."""
+    options = [*TINY, "RUNNER.PRECISION", "bf16"]
+    words = ["--device", "cpu", "--rounds", "1", "--batch-size", "2", "--teacher", "resnet18", "--variants", "loop"]
+    assert script("training_step").main([*words, "--options", *options]) == 0
+    text = capsys.readouterr().out
+    has_rate = hardware_has_bf16("cpu")
+    assert _rows(text)["loop"][0] == "bf16"
+    assert _rows(text)["loop"][-1].endswith(" %" if has_rate else "–")
+    assert ("GFLOP; bf16 matrix products" in text) == has_rate
+    assert "as they run (at most 0.01: yes)" in text
+
+
 def test_steps_on_stored_targets(script, capsys):
     variants = script("training_variants")
     arguments = argparse.Namespace(device="cpu", batch_size=2, teacher="resnet18", options=TINY)

@@ -35,7 +35,8 @@ from distinit_plugin.weights.switches import switches_of
 CLASSES = 5
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # pytorch-i3d's, which the layout tells
 FRAMES = 4
-OPTS = ["DATA.NUM_FRAMES", str(FRAMES), "DATA.TEST_CROP_SIZE", str(SIZE), "RUNNER.PRECISION", "fp32"]
+OPTS = ["DATA.NUM_FRAMES", str(FRAMES), "DATA.TEST_CROP_SIZE", str(SIZE)]
+EXACT = [*OPTS, "RUNNER.PRECISION", "fp32"]
 SPEC = InputSpec(num_frames=FRAMES, train_crop_size=SIZE, test_crop_size=SIZE, mean=MEAN, std=STD)
 
 
@@ -81,7 +82,7 @@ def windows_through(network: VideoNetwork, path: str) -> list[Any]:
 def test_features(name, network, folder, video, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["extract-features", video, "--checkpoint", str(folder / name), "--output", "out", "--stride", "3"]
-    assert cli.main([*words, "--opts", *OPTS]) == 0
+    assert cli.main([*words, "--opts", *EXACT]) == 0
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "assumed: DATA.SAMPLING_RATE 1 (--opts" in said  # frames and crop are given, the file tells mean and std
@@ -94,7 +95,7 @@ def test_features(name, network, folder, video, tmp_path, capsys, monkeypatch):
         assert np.ptp(values.numpy(), axis=0).max() > 1e-2  # windows differ
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    assert cli.main([*words, "--opts", *OPTS, "DATA.MEAN", "[0.4,0.4,0.4]"]) == 1  # other values, so another folder
+    assert cli.main([*words, "--opts", *EXACT, "DATA.MEAN", "[0.4,0.4,0.4]"]) == 1  # other values, so another folder
     assert "normalised: rgb (0.5, 0.5, 0.5)" in capsys.readouterr().err
 
 
@@ -114,7 +115,7 @@ def test_predictions(network, folder, video, tmp_path, capsys):
         views = {key: value[None] for key, value in sample["views"].items()}
         with torch.inference_mode():
             scores += network(finish_views(views, network.view_specs("test"), "cpu")).logits[0].softmax(0) / 2
-    (found,) = predict([video], checkpoint=str(folder / "i3d.safetensors"), num_clips=2, opts=OPTS)
+    (found,) = predict([video], checkpoint=str(folder / "i3d.safetensors"), num_clips=2, opts=EXACT)
     assert [name for name, _ in found.classes] == [str(number) for number in scores.argsort(descending=True).tolist()]
     np.testing.assert_allclose([score for _, score in found.classes], scores.sort(descending=True).values, atol=1e-4)
     assert scores.max() - scores.min() > 0.02
@@ -188,12 +189,6 @@ def test_options_of_a_trained_checkpoint(network, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["RUNNER.PRECISION", "fp8"], "'fp8' is not allowed. Allowed: auto, fp32, bf16, fp16"),
-        pytest.param(
-            ["RUNNER.PRECISION", "fp16"],
-            "fp16 works on a GPU only",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-        ),
         (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR cannot be set here. Allowed: DATA.NUM_FRAMES"),
         (["NETWORK.WIDTH", "8"], "NETWORK.WIDTH cannot be set here"),
         (["DATA.RANDOM_FLIP", "True"], "DATA.RANDOM_FLIP cannot be set here"),
@@ -211,6 +206,24 @@ def test_bad_options(opts, message, folder, video, tmp_path, capsys):
     ):
         words = [word.replace("/out", "/out.pt2") if words[0] == "export" else word for word in words]
         assert cli.main([*words, "--opts", *opts]) == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("error: ") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_precision(folder, video, tmp_path, capsys, monkeypatch):
+    """Exported files are fp32, whatever the training was in; the verbs that compute take the key."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = str(folder / "i3d.pyth")
+    extracting = ["extract-features", video, "--checkpoint", file, "--output", str(tmp_path / "out")]
+    for words, value, message in (
+        (extracting, "fp8", "'fp8' is not allowed. Allowed: auto, fp32, bf16, fp16"),
+        (extracting, "fp16", "fp16 works on a GPU only"),
+        (["predict", video, "--checkpoint", file], "fp16", "fp16 works on a GPU only"),
+        (["export", file, str(tmp_path / "out.pt2")], "fp32", "RUNNER.PRECISION cannot be set here"),
+    ):
+        assert cli.main([*words, "--opts", "RUNNER.PRECISION", value]) == 1
         said = capsys.readouterr().err
         assert message in said
         assert said.count("error: ") == 1

@@ -75,7 +75,10 @@ def test_kernel_that_reads_padding_only() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 4])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_folding_keeps_the_memory_format(kernel: tuple[int, int, int], frames: int, batch: int) -> None:
-    """Of value and gradient, by their strides: those of sizes of 1 decide, too, how later layers see a tensor."""
+    """Of value and gradient, by their strides: those of sizes of 1 decide, too, how later layers see a tensor.
+
+    A contiguous input of a kernel in time alone stays so, too, strides included.
+    """
 
     def strides(shape: torch.Size) -> tuple[int, ...]:
         return torch.empty(shape, memory_format=torch.channels_last_3d).stride()
@@ -91,6 +94,8 @@ def test_folding_keeps_the_memory_format(kernel: tuple[int, int, int], frames: i
         assert y.stride() == strides(y.shape)
         y.backward(torch.ones_like(y))
         assert seen == [strides(x.shape)]
+        if kernel[1] == 1:
+            assert layer(x.detach().contiguous()).is_contiguous()
 
 
 def test_replicated_time() -> None:

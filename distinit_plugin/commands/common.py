@@ -87,8 +87,8 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="what the network is fed (DATA.NUM_FRAMES 64 DATA.TEST_CROP_SIZE 224), last on the line; default: what "
-        "the file says, which converted weights do in part",
+        help="what the network is fed (DATA.NUM_FRAMES 64 DATA.TEST_CROP_SIZE 224) and, where it runs, how it computes "
+        "(RUNNER.PRECISION fp32), last on the line; default: what the file says, which converted weights do in part",
     )
 
 

@@ -22,7 +22,7 @@ from distinit_plugin.jobs.extraction import check_windows, window_batches
 from distinit_plugin.jobs.prediction import read_class_names
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import class_names_of
-from distinit_plugin.jobs.trained import Trained, read_trained
+from distinit_plugin.jobs.trained import COMPUTING_KEYS, Trained, read_trained
 from distinit_plugin.video.decode import open_video
 from distinit_plugin.video.encode import write_mp4
 from distinit_plugin.video.source import Frames, FrameSource
@@ -100,7 +100,7 @@ def demo(
         shown: What is drawn, and how often it changes.
         boxes: Where boxes come from, of a network that classifies boxes and does not find them.
         timeout: Seconds that the video may take to be indexed, and to give the next frame.
-        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead of what the checkpoint says.
+        opts: ``KEY VALUE …`` of the keys in :mod:`.trained` or :data:`BOX_KEYS` instead of what the checkpoint says.
         console: Where to print; the standard output when ``None``.
 
     Raises:
@@ -108,7 +108,7 @@ def demo(
     """
     if output.suffix.lower() != ".mp4":
         raise UserError(f"{output}: the demonstration is written as .mp4. Name such a file.")
-    trained = read_trained(checkpoint, opts, more_keys=BOX_KEYS, boxes=True)
+    trained = read_trained(checkpoint, opts, more_keys=(*BOX_KEYS, *COMPUTING_KEYS), boxes=True)
     if not trained.has_classifier:
         raise UserError(f"{checkpoint} has no classifier, so there is nothing to show. Fine-tune it on labels first.")
     names = class_names_of(_names(class_file, trained), trained.num_classes)

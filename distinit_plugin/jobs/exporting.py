@@ -23,7 +23,7 @@ def export(checkpoint: str, output: Path, opts: Sequence[str] = ()) -> float:
     Args:
         checkpoint: Of this program, a converted file included.
         output: ``….safetensors``, ``….pt2`` or ``….onnx``; what was there is replaced when the new file agrees.
-        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead of what the checkpoint says.
+        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` and ``FURTHER_KEYS`` instead of what the checkpoint says.
 
     Returns:
         How far what was written is from the network, as a part of the largest output.

@@ -24,7 +24,7 @@ from distinit_plugin.engine.progress import Advance
 from distinit_plugin.errors import UserError, VideoError
 from distinit_plugin.files import write_csv, write_text
 from distinit_plugin.jobs.session import Session, example_views, open_session
-from distinit_plugin.jobs.trained import Trained, read_trained
+from distinit_plugin.jobs.trained import COMPUTING_KEYS, Trained, read_trained
 from distinit_plugin.types import BadVideo, Batch, Network
 from distinit_plugin.video.decode import open_video
 
@@ -78,7 +78,7 @@ def extract(
         fmt: ``npy`` or ``parquet``.
         batch_size: Windows per forward pass; 0: TEST.BATCH_SIZE of the checkpoint.
         timeout: Seconds that a file may take to be indexed, and to give the next frame.
-        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` instead.
+        opts: ``KEY VALUE …`` of the keys in :mod:`.trained` instead.
         console: Where to print; the standard output when ``None``.
 
     Raises:
@@ -87,7 +87,7 @@ def extract(
     """
     if fmt == "parquet":
         import_parquet()
-    trained = read_trained(checkpoint, opts)
+    trained = read_trained(checkpoint, opts, more_keys=COMPUTING_KEYS)
     with open_session(trained.cfg, log_to_folder=False, console=console) as session:
         network = trained.network()
         names = _check_layers(trained, network, layers)

@@ -11,7 +11,7 @@ from distinit_plugin.engine.evaluate import evaluate
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import open_session
 from distinit_plugin.jobs.testing import class_names_of
-from distinit_plugin.jobs.trained import read_trained
+from distinit_plugin.jobs.trained import COMPUTING_KEYS, read_trained
 from distinit_plugin.video.corpus import Corpus, Listing, Mixture
 
 TEST_KEYS = ("TEST.BATCH_SIZE", "TEST.NUM_SPATIAL_CROPS")
@@ -55,12 +55,12 @@ def predict(
         class_file: Other class names, one per line.
         top: Classes of each answer.
         num_clips: Uniform clips of each video; their softmaxes are averaged.
-        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` or :data:`TEST_KEYS` instead of what the checkpoint says.
+        opts: ``KEY VALUE …`` of the keys in :mod:`.trained` or :data:`TEST_KEYS` instead of what the checkpoint says.
 
     Raises:
         UserError: The checkpoint has no classifier or configuration, or no video could be read.
     """
-    trained = read_trained(checkpoint, opts, more_keys=TEST_KEYS)
+    trained = read_trained(checkpoint, opts, more_keys=(*TEST_KEYS, *COMPUTING_KEYS))
     if not trained.has_classifier:
         raise UserError(
             f"{checkpoint} has no classifier (a pre-training, or converted without one): fine-tune it on labelled "

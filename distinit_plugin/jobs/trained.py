@@ -24,16 +24,11 @@ from distinit_plugin.weights.image_networks import is_image_network
 INPUT_KEYS = ("DATA.NUM_FRAMES", "DATA.SAMPLING_RATE", "DATA.TEST_CROP_SIZE", "DATA.MEAN", "DATA.STD")
 """What a network is fed: the keys that a user of a file may set."""
 
-FURTHER_KEYS = (
-    "CORPUS.TARGET_FPS",
-    "CORPUS.TEST_SCALE",
-    "FLOW.BACKEND",
-    "FLOW.WEIGHTS",
-    "FLOW.BOUND",
-    "RUNNER.PRECISION",
-)
-"""How videos are read for it, and how exactly it computes: the user may set these, too; a file that does not say them
-means the defaults."""
+FURTHER_KEYS = ("CORPUS.TARGET_FPS", "CORPUS.TEST_SCALE", "FLOW.BACKEND", "FLOW.WEIGHTS", "FLOW.BOUND")
+"""How videos are read for it: the user may set these, too; a file that does not say them means the defaults."""
+
+COMPUTING_KEYS = ("RUNNER.PRECISION",)
+"""How it computes: keys of the verbs that run it."""
 
 ADVICE = "Weights of other programs are translated by distinit convert-weights first."
 
@@ -150,7 +145,7 @@ def _complete(checkpoint: str, cfg: CfgNode, nodes: dict[str, Any]) -> list[str]
             f"{checkpoint} holds {name}, an image network. It can be a teacher (DISTILL.TEACHERS) or fill a video "
             "network (INIT.INFLATE_FROM); give the file of a video network here."
         )
-    if problems := [*network_problems(cfg), *precision_problems(cfg)]:
+    if problems := network_problems(cfg):
         raise ConfigError([f"the configuration in {checkpoint}: {problem}" for problem in problems])
     unknown = [key for key in INPUT_KEYS if key.partition(".")[2] not in (nodes.get("DATA") or {})]
     if cfg.NETWORK.MODALITY == "flow":

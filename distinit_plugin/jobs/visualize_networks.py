@@ -29,7 +29,7 @@ from distinit_plugin.engine import checkpoint
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.probing import features_of
 from distinit_plugin.jobs.session import open_session
-from distinit_plugin.jobs.trained import read_trained
+from distinit_plugin.jobs.trained import COMPUTING_KEYS, read_trained
 from distinit_plugin.types import Network, Split
 from distinit_plugin.video.corpus import Corpus, Listing, Mixture
 
@@ -170,7 +170,7 @@ def visualize_tsne(
         options: What is shown.
         cfg: Its CORPUS names the videos; ``None``: that of the first source.
         names: Of the networks; empty: of files and folders.
-        opts: ``KEY VALUE …`` of ``trained.INPUT_KEYS`` for all networks.
+        opts: ``KEY VALUE …`` of the keys in :mod:`.trained` for all networks.
         console: Where to print; the standard output when ``None``.
 
     Raises:
@@ -178,7 +178,7 @@ def visualize_tsne(
     """
     check_output(output)
     titles = distinct_names(sources, names)
-    trained = [read_trained(checkpoint_of(source), opts) for source in sources]
+    trained = [read_trained(checkpoint_of(source), opts, more_keys=COMPUTING_KEYS) for source in sources]
     corpora = trained[0].cfg if cfg is None else cfg
     if not build.has_corpus(corpora, options.use):
         raise UserError(

@@ -8,7 +8,6 @@ Shapes: x (B,C,T,H,W), weight (O, C/groups, kt, kh, kw), result (B,O,T',H',W').
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,9 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+
+FOLDING_VERSION = 2
+"""Raised when a formulation's speed or result changes, so that measurements of an older one are made anew."""
 
 
 class ConvGeometry(NamedTuple):
@@ -32,7 +34,7 @@ def conv3d_as_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
 
     A k×1×1 or 1×1×1 kernel runs over the (T, H·W) plane, a 1×k×k kernel over frames folded into the batch, and a full
     kernel is the sum over its temporal taps of such folded convolutions. In ``channels_last_3d`` both foldings are
-    views: no copies.
+    views, without copies, unless a k×1×1 kernel skips pixels.
     """
     kt, kh, kw = weight.shape[2:]
     if kh == kw == 1:
@@ -51,16 +53,11 @@ def _over_time_plane(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: C
     if weight.shape[2] == 1 and not pt:  # a pointwise kernel skips frames before it reads them
         skipped, st = st, 1
     x = _cut(x, slice(None, None, skipped), slice(None, None, sh), slice(None, None, sw))
-    y = functional.conv2d(
-        _refold(x, (-1,)), weight[..., 0], bias, (st, 1), (pt, 0), (geometry.dilation[0], 1), geometry.groups
-    )
-    return _refold(y, x.shape[3:])
-
-
-def _refold(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(B,C,T,…) → (B,C,T,*sizes): the dimensions of space, folded or unfolded; see :func:`_channels_innermost`."""
-    last = x.movedim(1, -1)
-    return last.reshape(*last.shape[:2], *sizes, last.shape[-1]).movedim(-1, 1)
+    folded = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1) if _channels_innermost(x) else x.flatten(3)
+    y = functional.conv2d(folded, weight[..., 0], bias, (st, 1), (pt, 0), (geometry.dilation[0], 1), geometry.groups)
+    if _channels_innermost(y):
+        return y.movedim(1, -1).unflatten(2, x.shape[3:]).movedim(-1, 1)
+    return y.unflatten(3, x.shape[3:])
 
 
 def _over_folded_frames(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
