@@ -271,6 +271,11 @@ def writing(folder: Path) -> bool:
     return folder.is_dir() and any(name.endswith(".tmp") for name in os.listdir(folder))
 
 
+def has_state(folder: Path) -> bool:
+    """Whether there is a state to go on from."""
+    return (folder / RESUME_NAME).exists() or bool(epoch_files(folder))
+
+
 # ----------------------------------------------------------------------------------------------------------- killing
 def kill_once(job: Job, aim: str, rng: random.Random, seconds: float) -> bool:
     """Kill a job that has just been started, when ``aim`` says.
@@ -342,8 +347,10 @@ def kill_and_restart(job: Job, aims: Sequence[str], rng: random.Random, seconds:
     job.run()
 
 
-def kill_ranks(job: Job, victims: Sequence[int], rng: random.Random) -> None:
+def kill_ranks(job: Job, victims: Sequence[int], rng: random.Random, longest: float = 0.3) -> None:
     """Kill one rank after the other, while torchrun starts all ranks again each time.
+
+    Each is killed up to ``longest`` seconds after some log lines and a state to go on from were there.
 
     Raises:
         KillTestError: The job failed or left something behind.
@@ -352,8 +359,8 @@ def kill_ranks(job: Job, victims: Sequence[int], rng: random.Random) -> None:
     for rank in victims:
         job._seen = job.lines()
         wanted = rng.randint(1, 5)
-        wait_until(job, lambda: job.new_lines()[0] >= wanted)  # noqa: B023 (called at once)
-        time.sleep(rng.uniform(0, 0.3))
+        wait_until(job, lambda: job.new_lines()[0] >= wanted and has_state(job.folder))  # noqa: B023 (called at once)
+        time.sleep(rng.uniform(0, longest))
         found = [
             pid
             for pid, words, environment in job.processes()

@@ -95,7 +95,10 @@ def test_two_shards_meet(videos, tmp_path, alone):
     answers = run_forked([["run", *flags, "--shard_id", shard, *opts] for shard in (1, 0)], tmp_path)
     assert [status for status, _, _ in answers] == [0, 0], answers
     assert_same_training(alone, output)
-    assert answers[0][1:] == ("", "")  # the log is shard 0's
+    out, err = answers[0][1:]
+    assert out == ""  # the log is shard 0's
+    # torch warns in one shard when the other, which keeps their store, was faster to end.
+    assert err == "" or (err.startswith("[W") and "TCPStore.cpp" in err.splitlines()[0] and "Traceback" not in err)
     assert "trained 3 steps" in answers[1][1]
 
 

@@ -265,10 +265,10 @@ def test_a_signal_in_the_final_test_ends_the_job(videos, begun, monkeypatch):
 
 def test_a_killed_rank_is_started_again_and_the_job_ends_equal(tmp_path):
     source = kills.write_videos(tmp_path / "videos")
-    whole = kills.make_job(source, tmp_path / "whole", epochs=1, DETERMINISTIC=True, CPU_RANKS=2)
+    whole = kills.make_job(source, tmp_path / "whole", epochs=2, DETERMINISTIC=True, CPU_RANKS=2)
     with forked_ranks():
         run(load_cfg(whole.config)[0])
-    job = kills.make_job(source, tmp_path / "killed", ranks=2, epochs=1)
-    kills.kill_ranks(job, (1,), random.Random(1))
+    job = kills.make_job(source, tmp_path / "killed", ranks=2, epochs=2, DETERMINISTIC=True, RESUME_MINUTES=0.001)
+    kills.kill_ranks(job, (1,), random.Random(1), longest=0.1)
     assert job.printed.count("continuing from") == 1
     kills.compare(whole.output, job.output)
