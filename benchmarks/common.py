@@ -33,7 +33,8 @@ def environment(**more: object) -> str:
 
 def _cpu() -> str:
     """Its name, and whether it computes in bf16."""
-    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()]
+    flags = cpu_flags()
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return f"{cpu_name()} ({', '.join(known) or 'no vector units known'})"
 
 

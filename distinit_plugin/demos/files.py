@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -127,6 +128,7 @@ def _encode(frames: NDArray[np.uint8], file: BinaryIO, group: int, options: Mapp
         container.mux(stream.encode(None))
 
 
+@cache
 def _same_bits() -> dict[str, str]:
     """Options with which libx264 writes the same bits each time.
 
