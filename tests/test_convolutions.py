@@ -71,6 +71,20 @@ def test_kernel_that_reads_padding_only() -> None:
     )
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_folding_compiles_for_any_number_of_frames(stride: int) -> None:
+    """In one graph, with the number of frames as a symbol."""
+    layer = Conv3d(4, 6, 3, stride, padding=1, bias=False)
+    layer.formulation = "conv2d"
+    try:
+        compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend="eager")
+        for frames in (8, 16, 5):
+            x = torch.randn(2, 4, frames, 9, 9)
+            torch.testing.assert_close(compiled(x), functional.conv3d(x, layer.weight, None, stride, 1), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1), (1, 1, 1), (3, 3, 3)])
 @pytest.mark.parametrize("frames", [1, 2, 4])
 @pytest.mark.parametrize("batch", [1, 2])
