@@ -80,6 +80,7 @@ def build(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Built:
     precision, memory_format = ("fp32", torch.contiguous_format) if variant == "users" else _settings(device)
     if variant in ("ours", "torchvision") and arguments.precision != "auto":
         precision = arguments.precision
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     torch.manual_seed(0)
     network: Any = build_network(case) if ours else getattr(video, arguments.network)(num_classes=NUM_CLASSES)
     for module in network.modules():

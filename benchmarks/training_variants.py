@@ -75,6 +75,8 @@ def build_trainer(arguments: argparse.Namespace, stack: contextlib.ExitStack, **
     specs = build.view_specs(objective.trainable.student, objective.teachers, "train")
     size = arguments.batch_size
     views = {spec.pixels: random_clips(size, spec.num_frames or 1, spec.crop_size) for spec in specs.values()}
+    if arguments.device == "cuda":
+        views = {pixels: view.pin_memory() for pixels, view in views.items()}  # as a loader hands them over
     batch = {"views": views, "keys": list(range(size)), "paths": ["video.mp4"] * size, "targets": {}, "bad": []}
     return trainer, batch
 
@@ -222,6 +224,7 @@ def build_parts(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> B
     set_flush_denormals(True)
     if device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     torch.manual_seed(0)
     precision = choose_precision(
         options.get("RUNNER.PRECISION", "auto"), device, has_bf16=hardware_has_bf16(device)
@@ -282,6 +285,7 @@ def build_plain(
     if flush:
         torch.set_flush_denormal(True)
     device = torch.device(arguments.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     torch.manual_seed(0)
     student = r2plus1d_18(num_classes=NUM_CLASSES).to(device).train()
     teacher = get_model(arguments.teacher, weights=None).to(device).eval()

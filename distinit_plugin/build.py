@@ -13,6 +13,7 @@ from distinit_plugin.building.data import (
     build_train_loader,
     build_train_sampler,
     has_corpus,
+    pins_memory,
     view_specs,
 )
 from distinit_plugin.building.detection import Judge, build_judge, build_selection
@@ -62,6 +63,7 @@ __all__ = [
     "initialize_network",
     "input_spec",
     "needs_own_logits",
+    "pins_memory",
     "refuse_part_of_a_trunk",
     "shown_grid",
     "stores_each_frame",

@@ -7,7 +7,6 @@ imported only when it is called, so that ``distinit --help`` answers at once.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from distinit_plugin.errors import ConfigError, UserError, log_of
+from distinit_plugin.refusals import explain_refusal, first_line
 from distinit_plugin.version import __version__
 
 
@@ -120,7 +120,7 @@ def run_verb(name: str, words: list[str], prog: str | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        sentence = explain(error)
+        sentence = explain_refusal(error)
         if sentence is not None:
             print(f"error: {sentence}", file=sys.stderr)
             return EXIT_USER_ERROR
@@ -152,50 +152,6 @@ def _listed(error: UserError) -> str:
     return "\n".join([f"{len(error.problems)} things are wrong:", *(f"- {problem}" for problem in error.problems)])
 
 
-def explain(error: Exception) -> str | None:
-    """The sentence for what the machine refused (memory, disk, an algorithm); ``None``: a defect of this program."""
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE & _found(text):
-        return (
-            f"there is not enough memory ({_first_line(error)}). Lower TRAIN.BATCH_SIZE or raise RUNNER.ACCUMULATE; "
-            "DATA.NUM_FRAMES, the crop sizes, NETWORK.WIDTH, TEST.BATCH_SIZE and DATA_LOADER.NUM_WORKERS cost memory, "
-            "too (distinit run --dry-run says how much)."
-        )
-    if "does not have a deterministic implementation" in text:
-        return (
-            f"RUNNER.DETERMINISTIC: {text.split()[0]} has no deterministic algorithm on this device. Set it False, use "
-            "another network, or run on the CPU."
-        )
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{(error.strerror or text).lower()}. {_REFUSALS[error.errno]}"
-    return None
-
-
-_TOO_LARGE = frozenset({"can't allocate memory", "multiplication overflow", "calculation overflowed"})
-
-_REFUSALS = {
-    errno.ENOSPC: "Free space on that disk, or set OUTPUT_DIR to another one.",
-    errno.EDQUOT: "Free space within your quota, or set OUTPUT_DIR to another disk.",
-    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or set OUTPUT_DIR to another disk.",
-    errno.EROFS: "Choose a place that can be written.",
-    errno.EACCES: "Ask for the right to it, or choose another place.",
-    errno.EPERM: "Ask for the right to it, or choose another place.",
-    errno.EMFILE: "Raise the limit on open files (ulimit -n), or lower DATA_LOADER.NUM_WORKERS.",
-    errno.EIO: "The disk or its network failed; try again, or choose another place.",
-    errno.ESTALE: "The network disk went away; start again when it is back.",
-}
-"""What the system refuses → what to do."""
-
-
-def _found(text: str) -> frozenset[str]:
-    return frozenset(part for part in _TOO_LARGE if part in text)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
-
-
 def _report_defect(error: Exception) -> None:
     """One sentence on the terminal; the traceback is in the run's log, else in a file of its own."""
     place = log_of(error)
@@ -209,7 +165,7 @@ def _report_defect(error: Exception) -> None:
             place = "above"
     print(
         f"error: this is a defect of distinit-plugin {__version__}, not of what you gave it "
-        f"({type(error).__name__}: {_first_line(error)}). The traceback is {'' if place == 'above' else 'in '}{place}; "
+        f"({type(error).__name__}: {first_line(error)}). The traceback is {'' if place == 'above' else 'in '}{place}; "
         "please report it with the command line.",
         file=sys.stderr,
     )

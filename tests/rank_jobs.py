@@ -243,6 +243,8 @@ def fails(cfg: CfgNode) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "bug":
                 raise ValueError("a mistake of ours")
+            if how == "too large":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             if how == "silent":
                 time.sleep(100)
             raise UserError("rank 1 does not like it")

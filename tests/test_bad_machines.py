@@ -21,6 +21,7 @@ from distinit_plugin.engine.checkpoint import load_checkpoint
 from distinit_plugin.engine.progress import RunLog
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import open_session
+from distinit_plugin.refusals import explain_refusal
 
 SECONDS = 240  # that any of these may take on a busy machine
 
@@ -193,8 +194,14 @@ def test_a_defect_is_one_sentence_and_a_traceback_in_a_file(before_the_run, worl
         (MemoryError(), "not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
         (
+            RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+            "memory (CUDA error: out of memory)",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "not enough memory"),
+        (RuntimeError("NCCL error: Cuda failure 2 'out of memory'"), "not enough memory"),
+        (
             RuntimeError("adaptive_avg_pool3d_backward_cuda does not have a deterministic implementation"),
-            "DETERMINISTIC",
+            "DETERMINISTIC: adaptive_avg_pool3d_backward_cuda has",
         ),
         (OSError(24, "Too many open files", "/x"), "/x: too many open files. Raise the limit"),
         (RuntimeError("anything else"), None),
@@ -202,7 +209,7 @@ def test_a_defect_is_one_sentence_and_a_traceback_in_a_file(before_the_run, worl
     ],
 )
 def test_what_the_machine_refuses_is_no_defect(error, part):
-    sentence = cli.explain(error)
+    sentence = explain_refusal(error)
     assert (sentence is None) if part is None else (part in str(sentence))
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 from good_configs import GOOD, LABELLED, TEACHER, problems, write
 
-from distinit_plugin.config import rules
+from distinit_plugin.config import rules, validate_networks
 from distinit_plugin.config.defaults import CORPUS_ENTRY, TEACHER_ENTRY, get_cfg
 from distinit_plugin.config.load import load_cfg
 from distinit_plugin.config.node import leaf_keys
@@ -116,13 +116,6 @@ BAD = [
         "NETWORK.AFFINE_NORM True",
         ["MODEL.MODEL_NAME", "I3D", "NUM_GPUS", "1"],
     ),
-    ("RUNNER.DETERMINISTIC", "True", "3D max-pools", ["MODEL.MODEL_NAME", "S3DG", "NUM_GPUS", "1"]),
-    (
-        "RUNNER.DETERMINISTIC",
-        "True",
-        "3D max-pools",
-        ["MODEL.MODEL_NAME", "Res3D", "NETWORK.STEM_POOL", "True", "NUM_GPUS", "1"],
-    ),
     ("SOLVER.OPTIMIZING_METHOD", "adam", "Did you mean adamw?", []),
     ("SOLVER.BASE_LR", "0", "a number > 0", []),
     ("SOLVER.BASE_LR", "nan", "a finite number", []),
@@ -224,6 +217,19 @@ def test_bad_override_gives_its_message(key, value, message, further):
     assert any(part in problem for problem in about for part in message.split("|")), about
     # One mistake, one message: nothing else is blamed.
     assert len(found) == 1, found
+
+
+@pytest.mark.parametrize("network", [["S3DG"], ["Res3D", "NETWORK.STEM_POOL", "True"]])
+@pytest.mark.parametrize(("version", "refused"), [("2.14.1", True), ("2.15.0+cu132", False), ("3.0.0a0", False)])
+def test_pools_that_an_older_torch_cannot_reproduce(network, version, refused, monkeypatch):
+    monkeypatch.setattr(validate_networks.metadata, "version", lambda _: version)
+    given = [*GOOD, "RUNNER.DETERMINISTIC", "True", "NUM_GPUS", "1", "MODEL.MODEL_NAME", *network]
+    if not refused:
+        load_cfg([], given)
+        return
+    (problem,) = problems(given)
+    assert "3D max-pools" in problem
+    assert "Install torch 2.15" in problem
 
 
 def test_all_problems_at_once():

@@ -80,7 +80,9 @@ def test_folding_compiles_for_any_number_of_frames(stride: int) -> None:
         compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend="eager")
         for frames in (8, 16, 5):
             x = torch.randn(2, 4, frames, 9, 9)
-            torch.testing.assert_close(compiled(x), functional.conv3d(x, layer.weight, None, stride, 1), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                compiled(x), functional.conv3d(x, layer.weight, None, stride, 1), rtol=1e-4, atol=1e-4
+            )
     finally:
         torch.compiler.reset()
 
@@ -275,6 +277,17 @@ def test_fp32_is_the_last_resort(break_formulation: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         network(VIEWS).float().square().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_a_full_memory_is_no_wrong_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    cache = tmp_path / "convolutions.json"
+    monkeypatch.setitem(conv3d.FORMULATIONS, "conv2d", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_convolutions(Toy(), VIEWS, dtype=torch.bfloat16, device=CPU, cache_path=str(cache), timing=False)
+    assert not cache.exists()
 
 
 def test_check_leaves_the_network_as_it_was() -> None:

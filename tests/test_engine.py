@@ -1,5 +1,6 @@
 """The training loop against a plain PyTorch loop; stops, frozen trunks, profile, ranks."""
 
+import contextlib
 import math
 import weakref
 
@@ -22,6 +23,7 @@ from rank_processes import forked_ranks
 from torch import nn
 from toys import SPEC, ToyNetwork, batch_of
 
+from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.guard import FiniteGuard, TrainingError
 from distinit_plugin.engine.modes import set_train_mode
@@ -29,6 +31,7 @@ from distinit_plugin.engine.profile import count_macs, profile_training
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.launching import launch
+from distinit_plugin.jobs.session import open_session
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter
 from distinit_plugin.types import BadVideo, ModelOutput, SampleKey
@@ -354,6 +357,30 @@ def test_one_process_needs_no_job(monkeypatch):
     assert distributed.gather_objects("x") == ["x"]
     distributed.barrier()
     distributed.stop()
+
+
+@pytest.mark.parametrize(("on_gpus", "failed", "left"), [(True, True, 0), (True, False, 1), (False, True, 1)])
+def test_a_failed_rank_does_not_wait_for_the_others_to_leave(on_gpus, failed, left, monkeypatch):
+    """NCCL's orderly end does; see ``distributed.stop``."""
+    calls = []
+    monkeypatch.setattr(distributed, "_active", lambda: True)
+    monkeypatch.setattr(distributed, "_on_gpus", on_gpus)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: calls.append("left"))
+    distributed.stop(failed=failed)
+    assert len(calls) == left
+
+
+@pytest.mark.parametrize("ending", [None, UserError("no"), ValueError("defect"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_session_says_how_it_ended(ending, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(distributed, "start", lambda *_: True)
+    monkeypatch.setattr(distributed, "stop", lambda *, failed: told.append(failed))
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    with contextlib.suppress(BaseException), open_session(cfg):
+        if ending is not None:
+            raise ending
+    assert told == [ending is not None]
 
 
 def test_half_a_job_in_the_environment_is_an_error(monkeypatch):

@@ -77,6 +77,19 @@ def test_raft_pads_and_cuts(raft_weights):
     assert "updates=1" in backend.identity
 
 
+def test_raft_computes_a_few_pairs_at_once(raft_weights, monkeypatch):
+    first, second = torch.randint(0, 256, (2, 3, 3, 40, 40), dtype=torch.uint8)
+    backend = build_flow_backend("raft", weights=raft_weights, size="small", updates=1)
+    whole, sizes = backend(first, second), []
+    network = backend._network
+    monkeypatch.setattr(
+        network, "forward", lambda a, *_, **__: sizes.append(len(a)) or [torch.zeros(len(a), 2, 128, 128)]
+    )
+    monkeypatch.setattr("distinit_plugin.flow.raft.PAIRS_AT_ONCE", 2)
+    assert backend(first, second).shape == whole.shape == (3, 2, 40, 40)
+    assert sizes == [2, 1]
+
+
 def test_raft_is_known_by_its_weights(raft_weights, tmp_path):
     state = torch.load(raft_weights)
     key = next(iter(state))

@@ -195,6 +195,7 @@ def test_more_processes_than_gpus(monkeypatch):
             r"(?s)^rank 1: ValueError: a mistake of ours\n\nTraceback .*ValueError: a mistake of ours",
         ),
         ("killed", UserError, r"^rank 1 \(process \d+\) was killed by SIGKILL .*; the other ranks were ended\.$"),
+        ("too large", UserError, r"^there is not enough memory \(CUDA out of memory\. Tried to allocate 2 GiB\)\."),
         ("silent", UserError, r"^rank 0 waited 2 s for another rank in vain .*RUNNER\.COLLECTIVE_TIMEOUT"),
     ],
 )

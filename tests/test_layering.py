@@ -15,7 +15,7 @@ PACKAGE = ROOT / "distinit_plugin"
 
 LAYERS = (
     {"types", "errors", "registry", "version"},
-    {"files"},
+    {"files", "constants", "refusals"},
     {"video"},
     {"flow"},
     {"models"},

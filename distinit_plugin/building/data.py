@@ -211,6 +211,11 @@ def build_train_sampler(cfg: CfgNode, videos: Records, *, all_ranks: bool = Fals
     )
 
 
+def pins_memory(cfg: CfgNode) -> bool:
+    """Whether batches are page-locked: a job on the CPU leaves the GPUs of its machine alone."""
+    return bool(cfg.DATA_LOADER.PIN_MEMORY and cfg.NUM_GPUS > 0)
+
+
 def build_train_loader(
     cfg: CfgNode, dataset: ClipDataset, sampler: ClipSampler, *, num_workers: int | None = None
 ) -> ClipLoader:
@@ -227,7 +232,7 @@ def build_train_loader(
         sampler,
         per_step // parts,
         num_workers=cfg.DATA_LOADER.NUM_WORKERS if num_workers is None else num_workers,
-        pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+        pin_memory=pins_memory(cfg),
         drop_last=True,
     )
 
@@ -241,7 +246,7 @@ def build_test_loader(
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, cfg.TEST.BATCH_SIZE // distributed.local_world_size())
-    workers, pin_memory = cfg.DATA_LOADER.NUM_WORKERS, cfg.DATA_LOADER.PIN_MEMORY
+    workers, pin_memory = cfg.DATA_LOADER.NUM_WORKERS, pins_memory(cfg)
     if isinstance(dataset, KeyframeDataset):
         crop = int(cfg.AVA.TEST_FORCE_FLIP)
         batches = KeyframeBatches(dataset.keyframes.video, batch_size, crop=crop, rank=rank, world_size=world_size)

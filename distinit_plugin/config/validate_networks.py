@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from importlib import metadata
 
 from distinit_plugin.config.defaults import get_cfg
 from distinit_plugin.config.node import CfgNode
@@ -18,15 +20,25 @@ from distinit_plugin.config.theirs import is_borrowed
 
 Problems = Iterator[str]
 
+POOLS_REPRODUCIBLE = (2, 15)
+"""The documentation of ``torch.use_deterministic_algorithms`` counts 3D max-pools on GPUs among what it reproduces in
+this version of torch."""
+
+
+def _torch_version() -> tuple[int, ...]:
+    """Major and minor number, without the second that importing torch takes."""
+    return tuple(int(number) for number in re.findall(r"\d+", metadata.version("torch"))[:2])
+
 
 def layer_problems(cfg: CfgNode) -> Problems:
     """Layers of the student that do not go together with how it is trained."""
     name, network = cfg.MODEL.MODEL_NAME, cfg.NETWORK
     pools = name in INCEPTIONS or (name == "Res3D" and network.STEM_POOL)
-    if pools and cfg.RUNNER.DETERMINISTIC and cfg.NUM_GPUS and cfg.TRAIN.ENABLE:
+    on_gpus = cfg.NUM_GPUS and cfg.TRAIN.ENABLE
+    if pools and cfg.RUNNER.DETERMINISTIC and on_gpus and _torch_version() < POOLS_REPRODUCIBLE:
         yield (
-            f"RUNNER.DETERMINISTIC: True, but {name} has 3D max-pools, whose gradient PyTorch cannot reproduce on "
-            "GPUs. Set it False, or NUM_GPUS 0."
+            f"RUNNER.DETERMINISTIC: True, but {name} has 3D max-pools, whose gradient this PyTorch cannot reproduce on "
+            f"GPUs. Install torch {'.'.join(map(str, POOLS_REPRODUCIBLE))} or newer, set it False, or NUM_GPUS 0."
         )
     if name in INCEPTIONS and not network.AFFINE_NORM and cfg.BN.NORM_TYPE == "sync_batchnorm":
         yield (

@@ -53,8 +53,7 @@ class LiveFlow:
     def seconds(self) -> float:
         """Seconds spent since the last call of this; waits for the device."""
         for begin, end in self._events:
-            end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1000
+            self._add(begin, end)
         seconds, self._seconds, self._events = self._seconds, 0.0, []
         return seconds
 
@@ -70,6 +69,12 @@ class LiveFlow:
         yield
         end.record()
         self._events.append((begin, end))
+        while self._events and self._events[0][1].query():  # nobody may ever ask for the seconds
+            self._add(*self._events.pop(0))
+
+    def _add(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        end.synchronize()
+        self._seconds += begin.elapsed_time(end) / 1000
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from distinit_plugin.constants import constant
 from distinit_plugin.data.flow import LiveFlow
 from distinit_plugin.types import ViewSpec
 
@@ -66,7 +67,6 @@ def _normalise(raw: Tensor, spec: ViewSpec, dtype: torch.dtype) -> Tensor:
     channels = raw.shape[1]
     assert len(spec.mean) == len(spec.std) == channels, (spec, raw.shape)
     shape = (1, channels, 1, 1, 1)
-    mean = torch.tensor(spec.mean, dtype=torch.float32).view(shape).to(raw.device)
-    std = torch.tensor(spec.std, dtype=torch.float32).view(shape).to(raw.device)
+    mean, std = (constant(values, raw.device).view(shape) for values in (spec.mean, spec.std))
     values = raw.to(torch.float32)
     return values.sub_(mean * _MAX_CODE).div_(std * _MAX_CODE).to(dtype)

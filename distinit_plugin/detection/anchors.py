@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from distinit_plugin.constants import constant
 from distinit_plugin.detection.matching import LEAST_SIDE, OFFSET_SCALES, decode, encode, no_boxes
 from distinit_plugin.detection.proposals import Proposals
 from distinit_plugin.errors import UserError
@@ -87,8 +88,7 @@ def level_anchors(
     Returns:
         (rows·columns·cell,4) fp32, cells row by row; within a cell the size changes first, then the ratio.
     """
-    roots = torch.tensor(RATIOS, device=device).sqrt()
-    side = torch.tensor(sizes, dtype=torch.float32, device=device)
+    roots, side = constant(RATIOS, device).sqrt(), constant(sizes, device)
     widths, heights = ((1 / roots)[:, None] * side).flatten(), (roots[:, None] * side).flatten()
     cell = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
     y, x = torch.meshgrid(
@@ -140,7 +140,7 @@ def _loss_of_one(logits: Tensor, offsets: Tensor, anchors: Tensor, truth: Tensor
     loss = (_mean(entropy, positive) * num_positive + _mean(entropy, negative) * num_negative) / total
     if not len(truth):
         return loss + 0.0 * offsets.sum()  # an empty picture reaches the same parameters, as DDP demands
-    goal = encode(anchors, truth[own]) / anchors.new_tensor(OFFSET_SCALES)
+    goal = encode(anchors, truth[own]) / constant(OFFSET_SCALES, anchors.device, anchors.dtype)
     distance = functional.smooth_l1_loss(offsets, goal, beta=1 / 9, reduction="none").sum(1)
     return loss + _mean(distance, positive) * num_positive / total
 
@@ -186,7 +186,7 @@ def best_proposals(predictions: Predictions, height: int, width: int, choice: Ch
     boxes, scores = [], []
     for number, (logits, offsets) in enumerate(zip(predictions.objectness, predictions.offsets, strict=True)):
         rows = _best_of_levels(logits, predictions.levels, choice.before)
-        scaled = offsets[rows] * offsets.new_tensor(OFFSET_SCALES)
+        scaled = offsets[rows] * constant(OFFSET_SCALES, offsets.device, offsets.dtype)
         found = clip_boxes_to_image(decode(predictions.anchors[rows], scaled), (height, width))
         chances = logits[rows].sigmoid()
         sides = found[:, 2:] - found[:, :2]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from distinit_plugin.constants import constant
 from distinit_plugin.errors import UserError
 
 BACKGROUND = -1
@@ -117,7 +118,7 @@ def encode(boxes: Tensor, targets: Tensor) -> Tensor:
     x, y, width, height = _centres(boxes)
     to_x, to_y, to_width, to_height = _centres(targets)
     offsets = [(to_x - x) / width, (to_y - y) / height, (to_width / width).log(), (to_height / height).log()]
-    return torch.stack(offsets, dim=1) * boxes.new_tensor(OFFSET_SCALES)
+    return torch.stack(offsets, dim=1) * constant(OFFSET_SCALES, boxes.device, boxes.dtype)
 
 
 def decode(boxes: Tensor, offsets: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def decode(boxes: Tensor, offsets: Tensor) -> Tensor:
         (R,4).
     """
     x, y, width, height = _centres(boxes)
-    dx, dy, dw, dh = (offsets / offsets.new_tensor(OFFSET_SCALES)).unbind(dim=1)
+    dx, dy, dw, dh = (offsets / constant(OFFSET_SCALES, offsets.device, offsets.dtype)).unbind(dim=1)
     x, y = x + dx * width, y + dy * height
     half_width = width * dw.clamp(max=MAX_LOG_SCALE).exp() / 2
     half_height = height * dh.clamp(max=MAX_LOG_SCALE).exp() / 2

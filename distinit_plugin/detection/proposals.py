@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from distinit_plugin.constants import constant
 from distinit_plugin.types import Split, ViewSpec
 
 KEYFRAME = "keyframe"
@@ -93,7 +94,7 @@ class KeyframeProposer(nn.Module):
         """Boxes of ``views["keyframe"]``, in pixels of the student's view."""
         frames = views[KEYFRAME]
         found = cast(KeyframeRpn, self.rpn).find(frames[:, :, 0])
-        factors = torch.tensor([1.0, *scale_between(frames, student_view(views)) * 2], device=found.boxes.device)
+        factors = constant([1.0, *scale_between(frames, student_view(views)) * 2], found.boxes.device)
         return Proposals(found.boxes * factors, found.scores)
 
 

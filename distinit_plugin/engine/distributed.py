@@ -22,6 +22,8 @@ DEFAULT_TIMEOUT = 1800.0
 
 _times_joined = itertools.count()
 
+_on_gpus = False
+
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -52,9 +54,11 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
             f"RANK and WORLD_SIZE are set in the environment but {', '.join(missing)} is not: start several "
             "processes with torchrun, or unset RANK and WORLD_SIZE."
         )
-    if device_type == "cuda":
+    global _on_gpus
+    _on_gpus = device_type == "cuda"
+    if _on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if _on_gpus else "gloo"
     wait = timedelta(seconds=timeout)
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=wait))
@@ -77,9 +81,14 @@ def _attempt() -> str:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
 
 
-def stop() -> None:
-    """Leave the job; does nothing outside of one."""
-    if _active():
+def stop(*, failed: bool = False) -> None:
+    """Leave the job; does nothing outside of one.
+
+    Args:
+        failed: An error or a signal ends this rank. NCCL's group is then left to the end of the process, which aborts
+            it: leaving it in order waits for the others, who may be in a collective and wait for this one.
+    """
+    if _active() and not (failed and _on_gpus):
         dist.destroy_process_group()
 
 

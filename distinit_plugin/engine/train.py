@@ -20,6 +20,7 @@ from distinit_plugin.engine.guard import FiniteGuard, TrainingError
 from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.optim import set_lr
 from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
+from distinit_plugin.engine.run_ahead import RunAhead
 from distinit_plugin.engine.signals import Agreement, Stopped, StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState
 from distinit_plugin.types import Batch
@@ -158,7 +159,7 @@ class Trainer:
             no_sync=no_sync,
         )
         self._stop, self._agreement = stop or StopSignals(), Agreement()
-        self._window_meter = state.window_meter
+        self._run_ahead, self._window_meter = RunAhead(device), state.window_meter
         self._window, self._run_clock = meters.Clock(), meters.Clock()
         self._window_begin = 0.0
         self._lr = 0.0
@@ -228,6 +229,8 @@ class Trainer:
 
     def restart_clock(self) -> meters.Clock:
         """Start a new window of time; the clock that comes back counts the steps from now on."""
+        for spent in self._timers.values():
+            spent()  # what validation took is not the training's
         self._window, self._window_begin = meters.Clock(), time.perf_counter()
         return self._window
 
@@ -243,6 +246,7 @@ class Trainer:
         position = self.state.schedule.position(self.step, self.steps_per_epoch)
         self._gradients.add(lambda: self._take(batches), self._note, self.step, position)
         precision.step(optimizer, self.options.clip_value, self.options.clip_norm)
+        self._run_ahead.step_given()
         self.state.step_in_epoch += 1
         self._window.steps += 1
         self._progress.advance(self.step, self.total_steps)
@@ -274,7 +278,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------- what is shown
     def _log_steps(self) -> None:
-        """Read the means since the last log line: the only place in an epoch that waits for the device."""
+        """Read the means since the last log line: the only place in an epoch that waits for all of a device's work."""
         self._guard.check()
         self._settle_bad_videos()
         values = self._window_meter.read(distributed.all_reduce_sum) | self._weights()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from distinit_plugin.constants import constant
 from distinit_plugin.errors import UserError
 from distinit_plugin.flow.measures import end_point_differences
 
@@ -100,7 +101,7 @@ def flow_at_slices(flow: Tensor, slices: int, alignment: str = "center") -> Tens
     if alignment == "mean":
         return functional.adaptive_avg_pool3d(flow, (slices, *flow.shape[3:]))
     middles = [((2 * number + 1) * frames - slices) // (2 * slices) for number in range(slices)]
-    return flow[:, :, middles]
+    return flow.index_select(2, constant(middles, flow.device, torch.int64))
 
 
 def flow_on_grid(flow: Tensor, grid: tuple[int, int, int], alignment: str = "center") -> Tensor:
@@ -142,7 +143,9 @@ def enlarge_flow(flow: Tensor, size: tuple[int, int, int]) -> Tensor:
     planes = functional.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
     enlarged = planes.view(batch, slices, channels, height, width).transpose(1, 2)
     places = [frame * slices // frames for frame in range(frames)]
-    return enlarged if places == list(range(slices)) else enlarged[:, :, places]
+    if places == list(range(slices)):
+        return enlarged
+    return enlarged.index_select(2, constant(places, flow.device, torch.int64))
 
 
 def codes_to_flow(view: Tensor, mean: tuple[float, ...], std: tuple[float, ...], bound: float) -> Tensor:
@@ -157,14 +160,14 @@ def codes_to_flow(view: Tensor, mean: tuple[float, ...], std: tuple[float, ...],
         bound: Pixels, of the codes.
     """
     kind, shape = torch.promote_types(view.dtype, torch.float32), (1, len(mean), 1, 1, 1)
-    factor, summand = (torch.tensor(values, dtype=kind, device=view.device).view(shape) for values in (std, mean))
+    factor, summand = (constant(values, view.device, kind).view(shape) for values in (std, mean))
     return (view.to(kind) * factor + summand - 0.5) * (2 * bound)
 
 
 def flow_to_view(flow: Tensor, mean: tuple[float, ...], std: tuple[float, ...], bound: float) -> Tensor:
     """Pixels → what a network of flow sees: cut off at ±bound, then ``codes_to_flow`` backwards, without rounding."""
     shape = (1, len(mean), 1, 1, 1)
-    factor, summand = (torch.tensor(values, dtype=flow.dtype, device=flow.device).view(shape) for values in (std, mean))
+    factor, summand = (constant(values, flow.device, flow.dtype).view(shape) for values in (std, mean))
     return (flow.clamp(-bound, bound) / (2 * bound) + 0.5 - summand) / factor
 
 

@@ -160,8 +160,8 @@ def _solve_warp(
             _write(whole, places, state)
             if not moving.any():
                 return
-            moving = moving.to(places.device)
-            places, state = places[moving], state.subset(moving)
+            rows = moving.nonzero().flatten().to(places.device, non_blocking=True)
+            places, state = places[rows], state.subset(rows)
     _write(whole, places, state)
 
 
@@ -271,8 +271,8 @@ class _Iteration:
         if self._mask is not None:
             self._mask.mul_(moving[:, None])
 
-    def subset(self, pairs: Tensor) -> _Iteration:
-        """The pairs that a (N,) mask names, in memory of their own."""
-        data = _DataTerm(*(tensor[pairs] for tensor in self.data))
-        values = (self.flow[pairs], self.dual_x[pairs], self.dual_y[pairs])
+    def subset(self, rows: Tensor) -> _Iteration:
+        """The pairs of these rows, in memory of their own."""
+        data = _DataTerm(*(tensor[rows] for tensor in self.data))
+        values = (self.flow[rows], self.dual_x[rows], self.dual_y[rows])
         return _Iteration(values, data, self.settings, masked=self._mask is not None)

@@ -223,7 +223,7 @@ class _Part:
             dataset,
             _Batches(layout, shards, self._batch_size),
             num_workers=session.cfg.DATA_LOADER.NUM_WORKERS,
-            pin_memory=session.cfg.DATA_LOADER.PIN_MEMORY,
+            pin_memory=build.pins_memory(session.cfg),
         )
         total = sum(len(layout.rows(shard)) for shard in shards) * layout.clips * layout.crops
         begin, done = time.monotonic(), 0

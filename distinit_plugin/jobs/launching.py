@@ -27,6 +27,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import choose_device
 from distinit_plugin.models.hardware import num_cores
+from distinit_plugin.refusals import explain_refusal
 
 RUN_ID = "distinit"
 """The shards of a job find each other by address; this name must only be the same for all of them."""
@@ -142,10 +143,9 @@ def _run_rank(job: Job, cfg: CfgNode, folder: str, launcher: int) -> Any:
     try:
         result = job(cfg)
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else traceback.format_exc()
-        _failure_file(Path(folder), int(os.environ["RANK"])).write_text(
-            json.dumps({"text": text, "expected": isinstance(error, UserError)}), encoding="utf-8"
-        )
+        sentence = str(error) if isinstance(error, UserError) else explain_refusal(error)
+        report = {"text": sentence or traceback.format_exc(), "expected": sentence is not None}
+        _failure_file(Path(folder), int(os.environ["RANK"])).write_text(json.dumps(report), encoding="utf-8")
         raise
     return result if os.environ["LOCAL_RANK"] == "0" else None
 

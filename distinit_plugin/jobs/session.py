@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
+from distinit_plugin.teachers.frozen import Frozen
 from distinit_plugin.types import Batch, Network, Split, ViewSpec
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,8 @@ class Session:
         """Move a network to the device, in the memory format of the job."""
         assert isinstance(network, nn.Module)
         network.to(self.device)
-        for parameter in network.parameters():
+        owner = network.network if isinstance(network, Frozen) else network
+        for parameter in cast(nn.Module, owner).parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
         return network
@@ -218,6 +221,7 @@ def _set_up(
     joined = distributed.start(device.type, cfg.RUNNER.COLLECTIVE_TIMEOUT)
     deterministic, tuning = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     log: RunLog | None = None
+    failed = True
     try:
         log = RunLog(cfg.OUTPUT_DIR if log_to_folder else None, main=distributed.is_main(), console=console)
         _set_seeds(cfg.RNG_SEED)
@@ -225,7 +229,8 @@ def _set_up(
             # cuBLAS reads this when it starts.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
+        # Clips of one size: cuDNN may try its algorithms. It chooses by their time.
+        torch.backends.cudnn.benchmark = device.type == "cuda" and not cfg.RUNNER.DETERMINISTIC
         option = "fp16" if cfg.TRAIN.MIXED_PRECISION else cfg.RUNNER.PRECISION
         choice = choose_precision(
             option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC
@@ -246,6 +251,7 @@ def _set_up(
                 progress=progress,
                 corpora=corpora or Corpora(cfg),
             )
+        failed = False
     except UserError:
         raise
     except Exception as error:
@@ -259,7 +265,7 @@ def _set_up(
         if log is not None:
             log.close()
         if joined:
-            distributed.stop()
+            distributed.stop(failed=failed)
 
 
 def choose_device(cfg: CfgNode) -> torch.device:
@@ -280,7 +286,8 @@ def choose_device(cfg: CfgNode) -> torch.device:
     if number >= found:
         raise UserError(
             f"there is no GPU for local rank {number}: torch finds {found} here, so start at most {found} processes "
-            f"on this machine (torchrun --nproc_per_node {found})."
+            f"on this machine (torchrun --nproc_per_node {found}), or let each of them see all of its GPUs (srun "
+            "--gpu-bind=none)."
         )
     return torch.device("cuda", number)
 

@@ -211,7 +211,9 @@ def _wrap(
         logger.info("no term reaches %d parameters (%s, …): they stay as they are", len(unused), unused[0])
     devices = [session.device.index] if session.device.type == "cuda" else None
     wrapped = objective.wrap(
-        lambda module: DistributedDataParallel(module, device_ids=devices, find_unused_parameters=bool(unused))
+        lambda module: DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=bool(unused), gradient_as_bucket_view=True
+        )
     )
     assert isinstance(wrapped, DistributedDataParallel)
     return wrapped.no_sync

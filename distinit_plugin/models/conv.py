@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,6 +208,8 @@ def measure_case(case: ConvCase, *, dtype: torch.dtype, device: torch.device, ti
     for formulation in CANDIDATES:
         try:
             found = _run(conv, x, grad, formulation, dtype)
+        except torch.OutOfMemoryError:  # tells nothing about the kernel
+            raise
         except RuntimeError:  # no kernel for it
             errors[formulation] = (float("inf"),) * 3
             continue
@@ -243,11 +245,22 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _exact_fp32(device: torch.device) -> Any:
+@contextmanager
+def _exact_fp32(device: torch.device) -> Iterator[None]:
     """No TF32 in the reference."""
     if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+        yield
+        return
+    convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
+    if not hasattr(convolutions, "fp32_precision"):  # torch before 2.9
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+        return
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def _relative_errors(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Errors:

@@ -24,7 +24,7 @@ def two_pathways(clip: Tensor, alpha: int) -> list[Tensor]:
     """
     num_frames = clip.shape[2]
     slow = torch.linspace(0, num_frames - 1, num_frames // alpha, device="cpu").long()
-    return [clip.index_select(2, slow.to(clip.device)), clip]
+    return [clip.index_select(2, slow.to(clip.device, non_blocking=True)), clip]
 
 
 def keep_map(
