@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from linear_networks import make_views, two_teachers
+from test_models import REGISTERED, build_with_views
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,6 +97,24 @@ def test_losses_meters_and_the_guard_wait_only_when_they_are_read(pretended: Fak
         meter.update({"loss": output.loss, **output.terms}, output.normalizer)
         meter.update(output.report, output.report_weights)
     assert output.loss.device == GPU
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("training", [True, False])
+def test_networks_run_on_a_gpu_without_a_wait(name: str, training: bool) -> None:
+    """Tensors that a network makes or keeps elsewhere would be told here, too: operations refuse two devices."""
+    network, views = build_with_views(name)
+    network.train(training)
+    with FakeTensorMode() as mode, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a GPU that is not there
+        kept = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        state = {key: torch.empty_like(mode.from_tensor(value), device=GPU) for key, value in kept.items()}
+        clips = {view: torch.empty(clip.shape, device=GPU) for view, clip in views.items()}
+        with Waits() as waits, torch.autocast("cuda", torch.bfloat16):
+            output = torch.func.functional_call(network, state, (clips,), {"taps": list(network.layers)})
+    assert output.logits is not None
+    assert {tensor.device for tensor in (output.logits, output.features, *output.taps.values())} == {GPU}
     assert waits.found == []
 
 
