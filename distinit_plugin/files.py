@@ -150,12 +150,13 @@ def replace_folder(temporary: Path, place: Path) -> None:
 
 
 @contextmanager
-def writing_alone(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
+def writing_alone(folder: str | os.PathLike[str], what: str, *, with_forked: bool = True) -> Iterator[None]:
     """One process (with those that it forks) at a time writes to a folder, which is there.
 
     Args:
         folder: It.
         what: That is written, for the error.
+        with_forked: Others also wait for the processes that this one forks; ``False``: those only read.
 
     Raises:
         UserError: Another one does, for longer than those of a call that was killed take to end.
@@ -166,6 +167,8 @@ def writing_alone(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
+    if not with_forked:
+        _OWN.add(handle)
     try:
         end = time.monotonic() + LOCK_SECONDS
         while True:
@@ -182,7 +185,29 @@ def writing_alone(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
                 break
         yield
     finally:
+        _OWN.discard(handle)
         os.close(handle)
+
+
+def set_aside(path: str | os.PathLike[str], ending: str) -> Path:
+    """Add an ending to a file's name, in place of an older file of that name; returns the new path."""
+    aside = Path(f"{os.fspath(path)}{ending}")
+    os.replace(path, aside)
+    return aside
+
+
+_OWN: set[int] = set()
+"""Open folders whose locks end with this process, whatever it has forked."""
+
+
+def _close_own() -> None:
+    while _OWN:
+        with contextlib.suppress(OSError):
+            os.close(_OWN.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_own)
 
 
 def _remove(path: str | os.PathLike[str]) -> None:

@@ -16,6 +16,7 @@ _REFUSALS = {
     errno.ENOSPC: "Free space on that disk, or set OUTPUT_DIR to another one.",
     errno.EDQUOT: "Free space within your quota, or set OUTPUT_DIR to another disk.",
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or set OUTPUT_DIR to another disk.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
     errno.EROFS: "Choose a place that can be written.",
     errno.EACCES: "Ask for the right to it, or choose another place.",
     errno.EPERM: "Ask for the right to it, or choose another place.",
@@ -41,6 +42,14 @@ def explain_refusal(error: Exception) -> str | None:
             f"RUNNER.DETERMINISTIC: {algorithm[1]} has no deterministic algorithm on this device. Set it False, use "
             "another network, or run on the CPU."
         )
+    if "Expected more than 1 value per channel when training" in text:
+        return (
+            "batch normalisation met a single value per channel: one clip per micro-batch and rank, whose map has one "
+            "place there. Use at least 2 clips (TRAIN.BATCH_SIZE, RUNNER.ACCUMULATE, ranks), larger crops "
+            "(DATA.TRAIN_CROP_SIZE), or MODEL.FROZEN_BN True with weights to start from."
+        )
+    if isinstance(error, ValueError) and "embedded null" in text:
+        return "the name of a file holds a zero byte. Give it without."
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{(error.strerror or text).lower()}. {_REFUSALS[error.errno]}"

@@ -14,7 +14,8 @@ from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.progress import NoProgress
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.engine.state import Checkpointer, RunState
-from distinit_plugin.engine.train import Trainer, TrainOptions
+from distinit_plugin.engine.train import Trainer
+from distinit_plugin.engine.train_options import TrainOptions
 from distinit_plugin.losses import build_loss
 from distinit_plugin.objectives import Objective, Term, build_adapter
 from distinit_plugin.types import SampleKey

@@ -20,7 +20,8 @@ from distinit_plugin.engine.precision import Precision
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.engine.signals import Agreement
 from distinit_plugin.engine.state import RunState
-from distinit_plugin.engine.train import Trainer, TrainOptions
+from distinit_plugin.engine.train import Trainer
+from distinit_plugin.engine.train_options import TrainOptions
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import open_session
 from distinit_plugin.jobs.testing import evaluate_corpus

@@ -1,5 +1,8 @@
 """Checkpoints: layout, safety, atomic writes, damaged files."""
 
+import contextlib
+import errno
+import os
 import random
 import zipfile
 from collections import OrderedDict
@@ -20,6 +23,7 @@ from distinit_plugin.engine.checkpoint import (
     newest_state,
     plain,
     prune,
+    remove_unfinished,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -112,12 +116,13 @@ def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch):
         save_checkpoint(path, state_of(2))
     monkeypatch.undo()
     assert path.read_bytes() == before
-    assert (tmp_path / (path.name + ".tmp")).exists()  # what a kill leaves: never taken for a checkpoint
+    (left,) = tmp_path.glob(".*.tmp")  # what a kill leaves: never taken for a checkpoint
     assert newest_checkpoint(tmp_path) == path
     save_checkpoint(path, state_of(2))
     assert load_checkpoint(path)["epoch"] == 1
     assert epoch_files(tmp_path) == [path]
-    assert not (tmp_path / (path.name + ".tmp")).exists()
+    assert remove_unfinished(tmp_path) == [left]
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_the_folder_that_is_a_file(tmp_path):
@@ -155,6 +160,53 @@ def test_damage_finds_flipped_bytes(tmp_path):
     path.write_bytes(contents[:place] + b"\xff" + contents[place + 1 :])
     assert damage(path) is not None
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_every_flipped_byte_of_the_archive_is_damage_or_harmless(tmp_path):
+    """Names, sizes and offsets of the zip file, too: whatever its reader makes of them is no defect of this program."""
+    path = save_epochs(tmp_path, 1)[0]
+    whole, expected = path.read_bytes(), load_checkpoint(path)
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    found = 0
+    for place in [*range(0, 600, 7), *range(directory, len(whole))]:
+        for mask in (0x01, 0x80):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+            found += damage(path) is not None
+            with contextlib.suppress(WeightsError):
+                assert load_checkpoint(path).keys() == expected.keys()
+    assert found > 1000
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(number, tmp_path, monkeypatch):
+    """Training would start anew beside it and write over it."""
+    path = save_epochs(tmp_path, 2)[1]
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(checkpoint.zipfile, "ZipFile", refuse)
+    with pytest.raises(UserError, match=rf"{path} cannot be read now \({os.strerror(number).lower()}\)"):
+        newest_state(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(UserError, match="cannot be read now"):
+        newest_state(tmp_path)
+    assert len(epoch_files(tmp_path)) == 2
+
+
+def test_damaged_files_do_not_push_out_good_ones(tmp_path):
+    paths = save_epochs(tmp_path, 3)
+    truncate(paths[2])
+    assert newest_state(tmp_path)[0] == paths[1]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        paths[0].name,
+        paths[1].name,
+        f"{paths[2].name}.damaged",
+    ]
+    assert checkpoint.prune(tmp_path, 1) == [paths[0]]
+    assert newest_state(tmp_path)[0] == paths[1]
 
 
 def test_nothing_to_find(tmp_path):

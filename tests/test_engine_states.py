@@ -10,10 +10,11 @@ from loops import CPU, STEPS, assert_equal_weights, objective_of, trainer_of, we
 from toys import ToyNetwork
 
 from distinit_plugin.engine import checkpoint
+from distinit_plugin.engine.guard import TrainingError
 from distinit_plugin.engine.meters import JsonLogger, better
 from distinit_plugin.engine.schedule import Schedule
 from distinit_plugin.engine.state import Checkpointer, check_writable, copy_into_network
-from distinit_plugin.engine.train import TrainOptions
+from distinit_plugin.engine.train_options import TrainOptions
 from distinit_plugin.errors import UserError, WeightsError
 from distinit_plugin.types import BadVideo
 
@@ -113,7 +114,7 @@ def test_what_is_saved(tmp_path):
     assert (state["epoch"], state["cfg"]) == (4, "A: 1\n")
     assert set(state["model_state"]) == set(ToyNetwork().state_dict())  # bare: no prefix, no head, no teacher
     assert set(state["distinit"]["adapters"]) == {"TEACHER.weight", "TEACHER.bias"}
-    assert state["distinit"]["progress"] == {"epoch": 5, "step_in_epoch": 0, "step": 20}
+    assert state["distinit"]["progress"] == {"epoch": 5, "step_in_epoch": 0, "step": 20, "told": False}
 
 
 def test_best_is_saved_beside(tmp_path):
@@ -136,6 +137,53 @@ def test_best_is_saved_beside(tmp_path):
     assert [line["epoch"] for line in lines[::2]] == ["1/3", "2/3", "3/3"]
     assert [line["min_top1_err"] for line in lines[1::2]] == [80.0, 40.0, 40.0]
     assert {"loss_0", "loss_1", "loss/TEACHER", "loss/action", "top1_err", "lr", "eta"} <= set(lines[0])
+
+
+def test_an_epoch_is_told_once_however_often_its_validation_is_interrupted(tmp_path):
+    def validate():
+        if len(tries) < 3:
+            tries.append(1)
+            raise KeyboardInterrupt
+        return {"loss": 1.0}
+
+    tries: list[int] = []
+    for _ in range(3):
+        trainer = trainer_of(tmp_path, validate=validate, json_logger=JsonLogger(tmp_path), max_epoch=2)
+        found = checkpoint.newest_state(tmp_path / "checkpoints")
+        if found:
+            trainer.state.load_state_dict(found[1], CPU)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    trainer = trainer_of(tmp_path, validate=validate, json_logger=JsonLogger(tmp_path), max_epoch=2)
+    trainer.state.load_state_dict(checkpoint.newest_state(tmp_path / "checkpoints")[1], CPU)
+    trainer.train()
+    lines = [json.loads(line.removeprefix("json_stats: ")) for line in (tmp_path / "json_stats.log").open()]
+    assert [(line["_type"], line["epoch"]) for line in lines] == [
+        (kind, f"{epoch}/2") for epoch in (1, 2) for kind in ("train_epoch", "val_epoch")
+    ]
+
+
+@pytest.mark.parametrize("where", ["weights", "statistics"])
+def test_spoilt_weights_are_not_saved_though_every_loss_was_a_number(where, tmp_path):
+    """What the last step before a state did, no loss has seen yet."""
+    trainer = trainer_of(tmp_path, max_epoch=2)
+    student = trainer.state.objective.trainable.student
+    student.register_buffer("running_mean", torch.zeros(3), persistent=False)
+    advance = trainer._progress.advance
+
+    def spoil(step, total):
+        advance(step, total)
+        if step == 2 * STEPS:
+            tensor = student.fc.weight.data if where == "weights" else student.running_mean
+            tensor[0] = math.nan
+
+    trainer._progress.advance = spoil
+    name = "fc.weight" if where == "weights" else "running_mean"
+    with pytest.raises(TrainingError, match=rf"student\.{name} holds values that are not finite.* is not saved"):
+        trainer.train()
+    path, state = checkpoint.newest_state(tmp_path / "checkpoints")
+    assert path.name == "checkpoint_epoch_00001.pyth"
+    assert all(tensor.isfinite().all() for tensor in state["model_state"].values())
 
 
 def test_validation_period_and_precise_bn():

@@ -123,6 +123,16 @@ def test_run_log_puts_all_lines_in_the_file_and_people_lines_on_the_console(tmp_
     assert "after the end" not in everything + screen.getvalue()
 
 
+def test_a_full_disk_under_the_json_lines_is_said_once(tmp_path, caplog):
+    (tmp_path / "json_stats.log").symlink_to("/dev/full")
+    json_logger = JsonLogger(tmp_path)
+    with caplog.at_level("INFO", logger="distinit_plugin"):
+        for _ in range(2):
+            json_logger.epoch({"loss": 1.0})
+    assert caplog.text.count("cannot be written: no space left on device. The run goes on") == 1
+    assert caplog.text.count("json_stats: ") == 2
+
+
 def test_other_ranks_write_nothing(tmp_path):
     screen = io.StringIO()
     log = RunLog(tmp_path / "run", main=False, console=Console(file=screen))

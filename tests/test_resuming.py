@@ -3,8 +3,11 @@
 import os
 import random
 import re
+import shutil
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,7 +44,7 @@ def begun(videos, tmp_path_factory) -> Path:
 def checked(session_cfg, begun, sizes=(12,)):
     """What ``_refuse_changes`` says to a configuration in the folder of ``begun``."""
     found = files.newest_state(begun / "checkpoints")
-    state = type("State", (), {"corpus_sizes": list(sizes)})()
+    state = SimpleNamespace(corpus_sizes=list(sizes), corpus_digests=found[1]["distinit"]["corpus_digests"])
     resuming._refuse_changes(session_cfg, state, found[1], found[0], 3)
 
 
@@ -121,6 +124,63 @@ def test_a_longer_training_equals_one_that_was_planned_so(videos, begun, tmp_pat
     assert differing(state_of(whole, 3)["model_state"], state_of(parts, 3)["model_state"]) == []
 
 
+def test_the_same_videos_elsewhere_go_on(videos, begun, tmp_path):
+    """As a job that is queued again finds them, which copies them to a scratch disk first."""
+    parts = tmp_path / "run"
+    shutil.copytree(begun, parts)
+    shutil.copytree(videos / "train", tmp_path / "scratch")
+    corpus = {"TRAIN": {"VIDEOS": {"PATH": str(tmp_path / "scratch")}}}
+    assert run(job(videos, parts, CORPUS=corpus)).training.steps == 12
+    log = (parts / "stdout.log").read_text()
+    assert "goes on with another CORPUS.TRAIN.VIDEOS.PATH" in log
+
+
+@pytest.mark.parametrize("change", ["name", "label"])
+def test_other_videos_in_the_same_place_are_another_run(change, videos, begun, tmp_path):
+    """As many as before: position and step would mean other clips."""
+    parts, folder = tmp_path / "run", tmp_path / "scratch"
+    shutil.copytree(begun, parts)
+    shutil.copytree(videos / "train", folder)
+    video = sorted(folder.rglob("*.mp4"))[0]
+    other = next(place for place in sorted(folder.iterdir()) if place != video.parent)
+    video.rename(video.with_name("another.mp4") if change == "name" else other / video.name)
+    corpus = {"TRAIN": {"VIDEOS": {"PATH": str(folder)}}}
+    with pytest.raises(UserError, match=r"CORPUS\.TRAIN: other names, another order or other labels"):
+        run(job(videos, parts, CORPUS=corpus))
+
+
+def test_a_second_process_on_the_same_folder_is_refused(videos, begun, tmp_path, monkeypatch):
+    """A job that was submitted twice, or is queued again while it still runs."""
+    monkeypatch.setattr("distinit_plugin.files.LOCK_SECONDS", 0.5)
+    parts, inside, go_on, errors = tmp_path / "run", threading.Event(), threading.Event(), []
+    shutil.copytree(begun, parts)
+    before = {path.name: path.read_bytes() for path in (parts / "checkpoints").iterdir()}
+
+    def wait(*_, **__):
+        inside.set()
+        go_on.wait(60)
+        raise UserError("enough")
+
+    def first():
+        try:
+            run(job(videos, parts))
+        except UserError as error:
+            errors.append(str(error))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("distinit_plugin.jobs.training.build_trainer", wait)
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert inside.wait(60)
+        with pytest.raises(UserError, match=r"another process is writing this training's checkpoints to .* Wait"):
+            run(job(videos, parts))
+        assert {path.name: path.read_bytes() for path in (parts / "checkpoints").iterdir()} == before
+        go_on.set()
+        thread.join()
+    assert errors == ["enough"]
+    assert run(job(videos, parts)).training.steps == 12
+
+
 def test_new_values_on_purpose_go_into_another_folder(videos, begun, tmp_path):
     """The way that the refusal names; a state within an epoch begins that epoch anew."""
     source = files.load_checkpoint(begun / "checkpoints" / "checkpoint_epoch_00002.pyth")
@@ -144,16 +204,16 @@ def test_damaged_and_foreign_states_are_named_and_passed_over(videos, begun, tmp
     (folder / files.epoch_file_name(2)).write_bytes(b"")
     torch.save({"epoch": 5, "weights": {}}, folder / files.epoch_file_name(3))  # whole, but no checkpoint
     (folder / files.RESUME_NAME).write_bytes(b"PK")
-    (folder / "resume.pyth.tmp").write_bytes(b"half")
+    (folder / ".resume.pyth.0a1b.tmp").write_bytes(b"half")
     with caplog.at_level("INFO", logger="distinit_plugin"):
-        assert files.remove_unfinished(folder) == [folder / "resume.pyth.tmp"]
+        assert files.remove_unfinished(folder) == [folder / ".resume.pyth.0a1b.tmp"]
         path, state = files.newest_state(folder)
     assert path.name == files.epoch_file_name(0)
     assert files.steps_done(state) == 3
     for number in (1, 2, 3):
         assert files.epoch_file_name(number) in caplog.text
     assert caplog.text.count("passing over the damaged checkpoint") == 4
-    assert "resume.pyth.tmp, which an earlier process did not finish" in caplog.text
+    assert ".resume.pyth.0a1b.tmp, which an earlier process did not finish" in caplog.text
 
 
 @pytest.mark.parametrize("progress", [None, 3, {"step": "x"}, {}])
@@ -167,7 +227,9 @@ def test_a_state_that_does_not_say_how_far_it_is_comes_last(progress):
     [
         (lambda state: state["model_state"].popitem(), r"is of another network \(missing: "),
         (lambda state: state["distinit"].pop("rng"), r"is not complete \(KeyError: 'rng'\)"),
-        (lambda state: state.update(optimizer_state=3), r"is not complete \(AttributeError: "),
+        (lambda state: state["distinit"]["epoch_clock"].update(steps="x"), r"is not complete \(ValueError: "),
+        (lambda state: state["optimizer_state"]["state"].update({0: 3}), "state of parameter 0 is no mapping"),
+        (lambda state: state.update(optimizer_state=3), r"is not complete \(TypeError: "),
         (lambda state: [state.pop(key) for key in ("distinit", "optimizer_state")], r"has weights alone"),
     ],
 )

@@ -37,6 +37,11 @@ port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 # The agents hand SIGUSR1 and SIGTERM on to their ranks and give them time to save.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}
 
+# On several machines torchrun's store outlives ranks that are started again, with the addresses of those before.
+if [[ $nodes -gt 1 && ${MAX_RESTARTS:-0} -gt 0 ]]; then
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
+
 # Every word of the user comes first: what follows from the allocation has the last word.
 words=("$@")
 [[ " ${words[*]} " == *" --opts "* ]] || words+=(--opts)

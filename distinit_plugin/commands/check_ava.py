@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distinit_plugin.commands.common import positive, seconds
+from distinit_plugin.commands.common import number, positive, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=Path, help="default: PATH/frames, where it exists")
     parser.add_argument("--videos", type=Path, help="default: PATH/videos, where it exists")
     parser.add_argument(
-        "--video-start", type=float, default=0.0, help="time stamp of the videos' first picture (900: AVA's, cut)"
+        "--video-start", type=number, default=0.0, help="time stamp of the videos' first picture (900: AVA's, cut)"
     )
-    parser.add_argument("--frames-start", type=float, default=900.0, help="time stamp of the first extracted frame")
+    parser.add_argument("--frames-start", type=number, default=900.0, help="time stamp of the first extracted frame")
     parser.add_argument("--fps", type=positive, default=30.0, help="extracted frames per second")
     parser.add_argument(
         "--seconds", type=seconds, nargs=2, default=[902.0, 1798.0], help="first and last time stamp in use"

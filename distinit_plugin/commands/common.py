@@ -14,12 +14,13 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.errors import ConfigError
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes whole numbers from ``least`` on."""
+def whole(least: int, most: int = 999_999_999) -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers from ``least`` to ``most``."""
 
     def parse(word: str) -> int:
-        if not re.fullmatch(r"[-+]?[0-9]{1,9}", word) or int(word) < least:
-            raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a whole number ≥ {least}")
+        if not re.fullmatch(r"[-+]?[0-9]{1,9}", word) or not least <= int(word) <= most:
+            upper = "" if len(str(most)) > 8 else f" and ≤ {most}"
+            raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a whole number ≥ {least}{upper}")
         return int(word)
 
     return parse
@@ -42,6 +43,9 @@ def _real(allowed: str, fits: Callable[[float], bool]) -> Callable[[str], float]
 
 seconds = _real("seconds, a number > 0", lambda value: 0 < value < math.inf)
 """The type of a flag that takes a duration."""
+
+looks = _real("seconds, a number ≥ 0.001", lambda value: 0.001 <= value < math.inf)
+"""The type of a flag that takes the time between two looks at a video."""
 
 positive = _real("a number > 0", lambda value: 0 < value < math.inf)
 """The type of a flag that takes any number above 0."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distinit_plugin.commands.common import add_input_arguments, number, positive, probability, seconds, whole
+from distinit_plugin.commands.common import add_input_arguments, looks, number, probability, seconds, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=whole(1), default=5, help="classes to show, at most")
     parser.add_argument("--floor", type=probability, default=0.1, help="least probability of a class that is shown")
-    parser.add_argument("--every", type=positive, default=1.0, help="seconds between two looks at the video")
+    parser.add_argument("--every", type=looks, default=1.0, help="seconds between two looks at the video")
     found = parser.add_argument_group("boxes", "of a network that classifies boxes and does not find them")
     found.add_argument("--boxes", default="", metavar="CSV", help="boxes in AVA's form, of a video of this name")
     found.add_argument("--start", type=number, default=0.0, help="time stamp of the first picture in --boxes, seconds")

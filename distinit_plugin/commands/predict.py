@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", default="", help="file of class names, one per line; default: from the checkpoint")
     parser.add_argument("--top", type=whole(1), default=5, help="classes to print per video")
-    parser.add_argument("--clips", type=whole(1), default=10, help="uniform clips per video")
+    parser.add_argument("--clips", type=whole(1, 10_000), default=10, help="uniform clips per video")
     add_input_arguments(parser)
 
 

@@ -219,6 +219,8 @@ def resolve_config(path: str | os.PathLike[str]) -> Path:
     hint = near_matches(os.fspath(path), names) or near_matches(given.stem, list(by_stem))
     for stem, name in by_stem.items():
         hint = hint.replace(f" {stem}?", f" {name}?").replace(f" {stem} ", f" {name} ")
+    if not os.fspath(path):
+        raise ConfigError(["the name of a configuration is empty. Give the path of a YAML file."])
     what = "a folder, not a YAML file" if given.is_dir() else "no such file"
     raise ConfigError([f"{path}: {what}, from {Path.cwd()} or among the shipped configs ({shipped_folder()}).{hint}"])
 

@@ -17,6 +17,11 @@ class Records(Protocol):
         ...
 
     @property
+    def digests(self) -> Sequence[str]:
+        """Of each corpus: tells it from one of other names, another order or other labels, wherever it lies."""
+        ...
+
+    @property
     def weights(self) -> Sequence[float]:
         """Share of the training samples of each corpus; they sum to 1."""
         ...

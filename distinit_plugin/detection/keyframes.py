@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -103,6 +104,18 @@ class Keyframes:
     def sizes(self) -> tuple[int]:
         """Number of keyframes, as of a mixture of one corpus."""
         return (len(self),)
+
+    @property
+    def digests(self) -> tuple[str]:
+        """See ``digest``."""
+        return (self.digest(),)
+
+    def digest(self) -> str:
+        """Tells lists of keyframes from one another."""
+        digest = sha256("\n".join(self.videos).encode("utf-8", "surrogateescape"))
+        digest.update(self.video.tobytes())
+        digest.update(self.seconds.tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def weights(self) -> tuple[float]:

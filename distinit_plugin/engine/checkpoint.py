@@ -9,6 +9,8 @@ reads every file that is written here.
 from __future__ import annotations
 
 import logging
+import lzma
+import os
 import pickle
 import random
 import re
@@ -23,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distinit_plugin.errors import SAME_ON_ALL_RANKS, WeightsError
-from distinit_plugin.files import write_file
+from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
+from distinit_plugin.files import UNREADABLE_ARCHIVE, set_aside, write_file
 
 FORMAT_VERSION = 2
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
@@ -34,6 +36,11 @@ BEST_NAME = "best.pyth"
 """Must not contain "checkpoint": PySlowFast takes the last such name of the folder for the newest state."""
 RESUME_NAME = "resume.pyth"
 """State in the middle of an epoch; its name avoids "checkpoint" for the same reason."""
+
+DAMAGED = ".damaged"
+"""Added to the name of a state that a run could not continue from: it is neither counted nor overwritten."""
+
+_UNREADABLE = (*UNREADABLE_ARCHIVE, pickle.UnpicklingError, lzma.LZMAError)
 
 _EPOCH_NAME = re.compile(r"checkpoint_epoch_(\d{5,})\.pyth")
 
@@ -78,7 +85,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         TypeError: ``state`` holds something that is neither tensor nor primitive.
     """
     contents = plain(state)
-    write_file(path, lambda file: torch.save(contents, file))
+    write_file(path, lambda file: torch.save(contents, file), shared=True)
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -92,7 +99,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         raise WeightsError(f"there is no checkpoint {path}. Give the path of a .pyth file.")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
+        _raise_refusal(path, error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
             f"the checkpoint {path} cannot be read ({reason}). It is truncated or not a checkpoint: delete it or name "
@@ -113,13 +121,27 @@ def epoch_files(folder: str | Path) -> list[Path]:
 
 
 def damage(path: str | Path) -> str | None:
-    """Why a checkpoint file cannot be complete, or ``None`` when every byte has its right checksum."""
+    """Why a checkpoint file cannot be complete, or ``None`` when every byte has its right checksum.
+
+    Raises:
+        UserError: The system does not let it be read, which says nothing about what is in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _UNREADABLE as error:
+        _raise_refusal(Path(path), error)
         return str(error) or type(error).__name__
     return None if broken is None else f"wrong checksum of its part {broken}"
+
+
+def _raise_refusal(path: Path, error: BaseException) -> None:
+    """Raise ``UserError`` for what the system says; readers of archives also use ``OSError``, without a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise UserError(
+            f"the checkpoint {path} cannot be read now ({os.strerror(error.errno).lower()}), so that nobody knows "
+            "whether it is good. Make it readable, or move it away to do without it."
+        ) from error
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -138,10 +160,14 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """The state furthest in the training: the newest epoch checkpoint or the mid-epoch ``resume.pyth``.
 
-    Files that are damaged or hold something else are named in a warning and passed over.
+    Files that are damaged or hold something else are named in a warning and passed over. They get the ending
+    ``.damaged``: whoever continues writes states of earlier epochs, among which they would count as the newest.
 
     Returns:
         Path and contents (on the CPU), or ``None`` when there is nothing complete to continue from.
+
+    Raises:
+        UserError: The system does not let a file be read.
     """
     epochs = (_readable(path) for path in reversed(epoch_files(folder)))
     states = [next(filter(None, epochs), None), _readable(Path(folder) / RESUME_NAME)]
@@ -169,7 +195,8 @@ def _readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load_checkpoint(path)
         except WeightsError as error:
             reason = str(error)
-    logger.warning("passing over the damaged checkpoint %s (%s)", path, reason)
+    aside = set_aside(path, DAMAGED)
+    logger.warning("passing over the damaged checkpoint %s (%s); it is %s now", path, reason, aside.name)
     return None
 
 
@@ -189,7 +216,7 @@ def state_files(folder: str | Path) -> list[Path]:
 
 def remove_unfinished(folder: str | Path) -> list[Path]:
     """Delete what a run left that was killed while it wrote a checkpoint; returns what was deleted."""
-    unfinished = sorted(Path(folder).glob("*.pyth.tmp"))
+    unfinished = sorted(Path(folder).glob(".*.pyth.*.tmp"))
     for path in unfinished:
         path.unlink(missing_ok=True)
         logger.info("removed %s, which an earlier process did not finish", path)
@@ -242,7 +269,7 @@ def saved_config(folder: str | Path) -> str:
     for path in reversed(epoch_files(folder)):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        except _UNREADABLE:
             continue
         if isinstance(state, dict) and isinstance(state.get("cfg"), str):
             return str(state["cfg"])

@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
+
+_ADVICE = (
+    "If the same command ends like this again, the steps before spoilt the weights: remove checkpoints/resume.pyth to "
+    "go on from the last whole epoch. Else try a lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM 1.0, or "
+    "RUNNER.PRECISION fp32 (with bf16, RUNNER.CHECK_CONVOLUTIONS True)."
+)
 
 
 class TrainingError(UserError):
@@ -64,6 +70,30 @@ class FiniteGuard:
                 raise TrainingError(_explain(item))
 
 
+def check_weights(module: nn.Module) -> None:
+    """Read from the device whether all parameters and buffers are finite.
+
+    A step can spoil them although its loss was finite; only the next loss would tell.
+
+    Raises:
+        TrainingError: One is not; the first is named.
+    """
+    values = {
+        name: tensor
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    if not values:
+        return
+    good = torch.stack([torch.isfinite(tensor.detach()).all() for tensor in values.values()]).tolist()
+    if not all(good):
+        name = next(name for name, finite in zip(values, good, strict=True) if not finite)
+        raise TrainingError(
+            f"{name} holds values that are not finite ({good.count(False)} tensors do), although the losses so far "
+            f"were: this state is not saved. {_ADVICE}"
+        )
+
+
 def _explain(item: _Watched) -> str:
     values = {name: float(term) for name, term in item.terms.items()}
     terms = ", ".join(f"{name} = {value:.6g}" for name, value in values.items())
@@ -71,7 +101,6 @@ def _explain(item: _Watched) -> str:
     blame = f" (not finite: {', '.join(guilty)})" if guilty else ""
     files = "\n".join(f"  {path}" for path in item.paths)
     return (
-        f"the loss is {float(item.loss)} at step {item.step + 1}; terms: {terms}{blame}. Nothing was saved after that: "
-        "the checkpoints in OUTPUT_DIR are good. Try a lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM 1.0, or "
-        f"RUNNER.PRECISION fp32. Files of the batch:\n{files}"
+        f"the loss is {float(item.loss)} at step {item.step + 1}; terms: {terms}{blame}. Nothing was saved after that. "
+        f"{_ADVICE} Files of the batch:\n{files}"
     )

@@ -188,10 +188,16 @@ class JsonLogger:
             return
         line = json_line(stats)
         logger.info(line)
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        except OSError as error:  # a full disk; the run's log has the lines, too
+            reason = (error.strerror or str(error)).lower()
+            logger.warning("%s cannot be written: %s. The run goes on without it.", self._path, reason)
+            self._path = None
 
 
 def train_stats(

@@ -300,7 +300,7 @@ def _formatter(prefix: str = "") -> logging.Formatter:
 def _file_handler(output_dir: Path) -> logging.Handler:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handler = _FileHandler(output_dir / LOG_FILE, encoding="utf-8")
+        handler = _FileHandler(output_dir / LOG_FILE, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(
             f"OUTPUT_DIR: cannot write to {output_dir} ({error.strerror or error}). Name a folder that you "

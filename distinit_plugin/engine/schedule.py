@@ -202,7 +202,8 @@ class Schedule:
             raise UserError(f"RUNNER.PLATEAU_PATIENCE is {self.plateau.patience}; it must be at least 1.")
         if not 0 < self.plateau.factor < 1:
             raise UserError(f"RUNNER.PLATEAU_FACTOR is {self.plateau.factor}; it must be between 0 and 1.")
-        self._check_stages()
+        if self.policy == "steps_with_relative_lrs":
+            self._check_stages()
 
     def _check_stages(self) -> None:
         if (

@@ -58,11 +58,13 @@ class RunState:
         class_names: Names of the classes, for whoever reads the student's predictions; empty without labels.
         epoch: Epochs done.
         step_in_epoch: Optimizer steps done of the current epoch.
+        epoch_told: The line of the current epoch is in the logs.
         best: ``{"name", "value", "epoch"}`` of the best validation so far.
         epoch_meter: Means over the current epoch.
         window_meter: Means since the last log line.
         epoch_clock: Time and clips of the current epoch, up to the last log line.
         corpus_sizes: Videos of each training corpus, which with the step decide what comes next.
+        corpus_digests: ``TRAIN`` and ``VAL`` → the digest of each corpus's names, order and labels.
     """
 
     objective: Objective
@@ -74,11 +76,13 @@ class RunState:
     class_names: list[str] = field(default_factory=list)
     epoch: int = 0
     step_in_epoch: int = 0
+    epoch_told: bool = False
     best: dict[str, Any] = field(default_factory=dict)
     epoch_meter: MeanMeter = field(default_factory=MeanMeter)
     window_meter: MeanMeter = field(default_factory=MeanMeter)
     epoch_clock: Clock = field(default_factory=Clock)
     corpus_sizes: list[int] = field(default_factory=list)
+    corpus_digests: dict[str, list[str]] = field(default_factory=dict)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """PySlowFast's layout plus the ``distinit`` entry. Called on every rank: states of all ranks are gathered.
@@ -100,7 +104,12 @@ class RunState:
                 "class_names": self.class_names,
                 "adapters": trainable.adapters.state_dict(),
                 "schedule": self.schedule.state_dict(),
-                "progress": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": step},
+                "progress": {
+                    "epoch": self.epoch,
+                    "step_in_epoch": self.step_in_epoch,
+                    "step": step,
+                    "told": self.epoch_told,
+                },
                 "rng": distributed.gather_objects(checkpoint.rng_state()),
                 "bad": self.bad_log.state_dict(),
                 "meters": distributed.gather_objects(
@@ -108,13 +117,14 @@ class RunState:
                 ),
                 "epoch_clock": self.epoch_clock.state_dict(),
                 "corpus_sizes": self.corpus_sizes,
+                "corpus_digests": self.corpus_digests,
                 "best": self.best,
             },
         }
 
     def start_epoch_anew(self) -> None:
         """Forget how far the current epoch is; weights and optimizer stay."""
-        self.step_in_epoch = 0
+        self.step_in_epoch, self.epoch_told = 0, False
         self.epoch_meter.reset()
         self.window_meter.reset()
         self.epoch_clock = Clock()
@@ -187,6 +197,7 @@ class RunState:
         copy_into_network(cast(Network, trainable.student), state["model_state"])
         try:
             trainable.adapters.load_state_dict(own["adapters"])
+            _check_slots(state["optimizer_state"])
             self.optimizer.load_state_dict(state["optimizer_state"])
         except (RuntimeError, ValueError) as error:
             raise WeightsError(
@@ -199,12 +210,23 @@ class RunState:
         self.bad_log.load_state_dict(own["bad"])
         for name, meter in (("epoch", self.epoch_meter), ("window", self.window_meter)):
             meter.load_state_dict(_own_share([part[name] for part in own["meters"]]), device)
-        self.epoch_clock = Clock(**own["epoch_clock"])
+        clock = own["epoch_clock"]
+        self.epoch_clock = Clock(
+            float(clock["seconds"]), float(clock["waited"]), int(clock["steps"]), int(clock["clips"])
+        )
         self.best = dict(own["best"])
         self.epoch = int(own["progress"]["epoch"])
         self.step_in_epoch = int(own["progress"]["step_in_epoch"])
+        self.epoch_told = bool(own["progress"].get("told", False))
         if distributed.rank() < len(own["rng"]):
             checkpoint.set_rng_state(own["rng"][distributed.rank()])
+
+
+def _check_slots(state: Mapping[str, Any]) -> None:
+    """PyTorch takes anything, and fails at the first step."""
+    for number, slots in state["state"].items():
+        if not isinstance(slots, Mapping):
+            raise TypeError(f"the optimizer's state of parameter {number} is no mapping")
 
 
 def _own_share(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,80 +15,17 @@ from torch import Tensor
 from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import Finish
 from distinit_plugin.engine.gradients import StepGradients
-from distinit_plugin.engine.guard import FiniteGuard, TrainingError
+from distinit_plugin.engine.guard import FiniteGuard, TrainingError, check_weights
 from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.optim import set_lr
 from distinit_plugin.engine.progress import NoProgress, ProgressView, Status
 from distinit_plugin.engine.run_ahead import RunAhead
 from distinit_plugin.engine.signals import Agreement, Stopped, StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState
+from distinit_plugin.engine.train_options import ScalarWriter, TrainOptions, TrainResult
 from distinit_plugin.types import Batch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a user may choose about the loop.
-
-    Attributes:
-        accumulate: Micro-batches per optimizer step.
-        log_period: Optimizer steps between two log lines.
-        eval_period: Epochs between validations; the last epoch is always validated.
-        checkpoint_period: Epochs between checkpoints; the last epoch is always saved.
-        clip_value: Clip each gradient entry to ± this; 0: off.
-        clip_norm: Clip the global gradient norm to this; 0: off.
-        frozen_trunk: Modules without trainable parameters stay in eval mode (BN statistics included).
-        frozen_norm: Batch normalisation keeps the statistics that it has.
-        corpus_size: Videos of the training corpora, for ``max_bad_fraction``.
-        max_bad_fraction: The run stops when more of the corpus than this is bad.
-    """
-
-    accumulate: int = 1
-    log_period: int = 10
-    eval_period: int = 1
-    checkpoint_period: int = 1
-    clip_value: float = 0.0
-    clip_norm: float = 0.0
-    frozen_trunk: bool = False
-    frozen_norm: bool = False
-    corpus_size: int = 0
-    max_bad_fraction: float = 1.0
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a training ended.
-
-    Attributes:
-        epochs: Epochs done.
-        steps: Optimizer steps done.
-        train: Means over the last epoch.
-        validation: The last validation; empty without one.
-        best: ``{"name", "value", "epoch"}`` of the best validation; empty without one.
-        seconds: Wall time of this process in ``train``.
-        wait_share: Fraction of the training time spent waiting for data.
-    """
-
-    epochs: int
-    steps: int
-    train: dict[str, float]
-    validation: dict[str, float]
-    best: dict[str, Any]
-    seconds: float
-    wait_share: float
-
-
-class ScalarWriter(Protocol):
-    """The part of TensorBoard's ``SummaryWriter`` that is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Note a value."""
-        ...
-
-    def close(self) -> None:
-        """Write everything out."""
-        ...
 
 
 class Trainer:
@@ -330,16 +266,18 @@ class Trainer:
         state = self.state
         self._lr = state.schedule.lr(self.step - 1, self.steps_per_epoch)  # a resumed run may have done no step yet
         train = state.epoch_meter.read(distributed.all_reduce_sum) | self._weights()
-        self._json.epoch(
-            meters.train_stats(
-                state.epoch,
-                self.num_epochs,
-                per_step=state.epoch_clock.per_step,
-                eta=self._seconds_left(),
-                lr=self._lr,
-                values=train,
+        if not state.epoch_told:
+            self._json.epoch(
+                meters.train_stats(
+                    state.epoch,
+                    self.num_epochs,
+                    per_step=state.epoch_clock.per_step,
+                    eta=self._seconds_left(),
+                    lr=self._lr,
+                    values=train,
+                )
             )
-        )
+        state.epoch_told = True
         number, last = state.epoch + 1, state.epoch + 1 == self.num_epochs
         validates = self._validate is not None and (last or number % self.options.eval_period == 0)
         saves = last or number % self.options.checkpoint_period == 0
@@ -354,10 +292,11 @@ class Trainer:
                     validation, improved = self._run_validation()
         if validates or self._validate is None:
             state.schedule.end_of_epoch((validation or train).get("loss", math.nan))
-        state.epoch, state.step_in_epoch = number, 0
+        state.epoch, state.step_in_epoch, state.epoch_told = number, 0, False
         state.epoch_meter.reset()
         state.epoch_clock = meters.Clock()
         if self._checkpointer is not None and (saves or improved):
+            self._check_state()
             self._checkpointer.save_epoch(state.state_dict(self.step), best=improved, numbered=saves)
         return train, validation
 
@@ -396,5 +335,10 @@ class Trainer:
 
     def _save_resume_state(self) -> None:
         if self._checkpointer is not None:
-            self._guard.check()  # what is saved must be good
+            self._check_state()
             self._checkpointer.save_resume(self.state.state_dict(self.step))
+
+    def _check_state(self) -> None:
+        """What is saved must be good."""
+        self._guard.check()
+        check_weights(self.state.objective.trainable)

@@ -23,6 +23,9 @@ ROUNDINGS: tuple[Rounding, ...] = ("round", "floor")
 DEFAULT_BOUND = 20.0
 """Pixels; what I3D, MediaPipe's graph and mmaction2 use."""
 
+MIN_BOUND = 0.01
+"""Pixels; no motion is so small that it would need less."""
+
 MAX_BOUND = 4096.0
 """Pixels; beyond it a code would stand for more than 32 pixels."""
 
@@ -45,8 +48,10 @@ class Quantiser:
 
     def __post_init__(self) -> None:
         """Refuse what is no quantiser (ValueError)."""
-        if not 0 < self.bound <= MAX_BOUND:  # false for NaN, too
-            raise ValueError(f"a bound of {self.bound:g} px is not possible. Allowed: above 0, at most {MAX_BOUND:g}")
+        if not MIN_BOUND <= self.bound <= MAX_BOUND:  # false for NaN, too
+            raise ValueError(
+                f"a bound of {self.bound:g} px is not possible. Allowed: at least {MIN_BOUND:g}, at most {MAX_BOUND:g}"
+            )
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"there is no rounding '{self.rounding}'. Allowed: {', '.join(ROUNDINGS)}")
 

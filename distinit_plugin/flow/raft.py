@@ -40,7 +40,7 @@ class RAFT(FlowBackend):
     name = "raft"
     min_side = 16
 
-    def __init__(self, weights: str, *, size: Literal["large", "small"] = "large", updates: int = 12) -> None:
+    def __init__(self, weights: str = "", *, size: Literal["large", "small"] = "large", updates: int = 12) -> None:
         """Build the network and load its weights.
 
         Args:
@@ -54,6 +54,9 @@ class RAFT(FlowBackend):
         """
         if size not in BUILDERS:
             raise UserError(f"raft: size {size!r}; large or small are allowed.")
+        if not weights:
+            tags = ", ".join(TAGS[size].__members__)
+            raise UserError(f"raft needs weights (--weights, FLOW.WEIGHTS): a file, or a tag of torchvision ({tags}).")
         if not 1 <= updates <= 100:
             raise UserError(f"raft: {updates} updates; 1 to 100 are allowed.")
         self.size, self.updates = size, updates

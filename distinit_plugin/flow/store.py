@@ -65,8 +65,12 @@ class FlowSettings:
         SizeRule.parse(self.size)
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ValueError(f"a frame rate of {self.fps} is not possible. Allowed: above 0, at most 1000")
-        if self.layout not in ("store", "jpg") or self.codec not in CODECS or not 1 <= self.quality <= 100:
-            raise ValueError(f"layout {self.layout}, codec {self.codec} or quality {self.quality} is not possible")
+        if self.layout not in ("store", "jpg"):
+            raise ValueError(f"layout {self.layout} is not possible. Allowed: store, jpg")
+        if self.codec not in CODECS:
+            raise ValueError(f"codec {self.codec} is not possible. Allowed: {', '.join(CODECS)}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality {self.quality} is not possible. Allowed: 1 to 100")
 
     @property
     def quantiser(self) -> Quantiser:

@@ -126,6 +126,12 @@ def _account(result: FrameMap, detections: BoxTable, truth: BoxTable) -> str:
             "warning: the scores are whole numbers and not all 1: is this ground truth, whose eighth column names "
             "persons? They were taken for scores."
         )
+    outside = int((detections.boxes > 1.01).any(axis=1).sum())
+    if 2 * outside > len(detections):
+        lines.append(
+            f"warning: {outside} of {len(detections)} boxes reach beyond the picture: are they in pixels? AVA's boxes "
+            "are fractions of width and height, from 0 to 1."
+        )
     if counts.unknown_keyframes > counts.detections:
         lines.append(
             "warning: most detections are on keyframes that the ground truth does not name: do both files write videos "

@@ -133,7 +133,7 @@ def _names(class_file: str, trained: Trained) -> list[str]:
     if not class_file:
         return trained.class_names
     if Path(class_file).suffix.lower() != ".pbtxt":
-        return read_class_names(class_file)
+        return read_class_names(class_file, trained.num_classes)
     known = read_label_map(class_file)
     return [known.get(number, str(number)) for number in range(1, trained.num_classes + 1)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from distinit_plugin.engine.ensemble import Ensemble, combine_scores, missing_se
 from distinit_plugin.engine.evaluate import SCORES_FILE
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_text
+from distinit_plugin.files import write_json
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ def ensemble(
     Raises:
         UserError: A file cannot be read, weights do not fit, or the runs are not of the same classes and videos.
     """
-    if weights and (len(weights) != len(runs) or min(weights) < 0 or not sum(weights) > 0):
+    if weights and (len(weights) != len(runs) or min(weights) < 0 or not 0 < sum(weights) < math.inf):
         raise UserError(
             f"--weights: {' '.join(f'{weight:g}' for weight in weights)} does not fit {len(runs)} runs. Give one "
-            "number ≥ 0 per run, not all 0."
+            "finite number ≥ 0 per run, not all 0."
         )
     files = [scores_file(run) for run in runs]
     repeated = [str(file) for file in files if files.count(file) > 1]
@@ -64,7 +64,7 @@ def ensemble(
             "together": dict(zip(("top1", "top5"), result.together, strict=True)),
             "missing": result.missing,
         }
-        write_text(json_file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_json(json_file, values)
     return result
 
 

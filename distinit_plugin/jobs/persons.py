@@ -112,7 +112,7 @@ def detect_persons(
     parts = Path(f"{output}{PARTS}")
     if parts.is_dir() and any(parts.iterdir()) and not (parts / SETTINGS_FILE).is_file():
         raise UserError(f"{parts} is there and holds other things, but it is where parts of {output} go. Name another.")
-    settle(parts, {**settings, "keyframes": _digest(keyframes)}, "boxes")
+    settle(parts, {**settings, "keyframes": keyframes.digest()}, "boxes")
     job = KeyframeDetection(keyframes, detector, reading)
     result = Detection(num_keyframes=len(keyframes))
     with writing_alone(parts, "boxes"):
@@ -311,11 +311,3 @@ class KeyframeDetection:
 def part_name(video: str) -> str:
     """The file of a video's boxes below the folder of parts."""
     return f"{sha256(os.fsencode(video)).hexdigest()[:16]}.csv"
-
-
-def _digest(keyframes: Keyframes) -> str:
-    """Tells lists of keyframes from one another."""
-    digest = sha256("\n".join(keyframes.videos).encode("utf-8", "surrogateescape"))
-    digest.update(keyframes.video.tobytes())
-    digest.update(keyframes.seconds.tobytes())
-    return digest.hexdigest()[:16]

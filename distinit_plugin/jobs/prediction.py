@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def predict(
     cfg.TEST.NUM_ENSEMBLE_VIEWS = num_clips
     cfg.CORPUS.TEST_CLIPS = "uniform"
     cfg.freeze()
-    names = read_class_names(class_file) if class_file else trained.class_names
+    names = read_class_names(class_file, cfg.MODEL.NUM_CLASSES) if class_file else trained.class_names
     with open_session(cfg, log_to_folder=False) as session:
         network = trained.network()
         specs = dict(network.view_specs("test"))
@@ -103,11 +104,11 @@ def predict(
     return predictions
 
 
-def read_class_names(class_file: str) -> list[str]:
+def read_class_names(class_file: str, num_classes: int) -> list[str]:
     """The names in a file, one per line.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or does not name each of a network's ``num_classes`` classes once.
     """
     try:
         lines = Path(class_file).read_text(encoding="utf-8").splitlines()
@@ -115,4 +116,15 @@ def read_class_names(class_file: str) -> list[str]:
         raise UserError(
             f"--classes: {class_file} cannot be read ({error}); it must hold one class name per line."
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != num_classes:
+        raise UserError(
+            f"--classes: {class_file} has {len(names)} names, and the network {num_classes} classes; it must hold one "
+            "class name per line, in the order of the outputs."
+        )
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise UserError(
+            f"--classes: {class_file} has '{repeated[0]}' more than once; each class has a name of its own."
+        )
+    return names

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from distinit_plugin.engine import distributed
 from distinit_plugin.engine.environment import environment
 from distinit_plugin.engine.run_record import RunPart, RunRecord, read_record
-from distinit_plugin.engine.train import TrainResult
+from distinit_plugin.engine.train_options import TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.session import Session
 

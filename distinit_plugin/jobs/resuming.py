@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -59,6 +60,9 @@ SCHEDULE_KEYS = ("SOLVER.LRS", "SOLVER.MAX_EPOCH", "SOLVER.STEPS")
 """Keys that may change as long as the learning rate of every step that is done stays what it was."""
 
 SHOWN_KEYS = 20
+
+_PLACES = re.compile(r"CORPUS\.(TRAIN|VAL)\.[^.]+\.(?:PATH|ROOT)")
+"""Keys that may change as long as the videos' names, order and labels stay what they were."""
 
 RECHECK_SECONDS = 60.0
 """Time that a continued run takes to look whether bad videos can be read now."""
@@ -204,7 +208,7 @@ def _refuse_changes(cfg: CfgNode, state: RunState, saved: Mapping[str, Any], pat
         return  # PySlowFast's configuration says the same in other words, and more
     before = _saved_cfg(saved, path)
     changed = changes(before, cfg)
-    allowed = []
+    allowed = [key for key in changed if _is_moved(key, state, saved)]
     if before.TRAIN.BATCH_SIZE * before.NUM_SHARDS == cfg.TRAIN.BATCH_SIZE * cfg.NUM_SHARDS:
         allowed += [key for key in STEP_KEYS if key in changed]
     if _same_past(before, cfg, checkpoint.steps_done(saved), steps_per_epoch):
@@ -257,7 +261,22 @@ def _same_past(before: CfgNode, now: CfgNode, steps: int, steps_per_epoch: int) 
 def _corpus_change(state: RunState, saved: Mapping[str, Any]) -> list[str]:
     """The lists of training videos may have changed under the same configuration."""
     before = saved["distinit"].get("corpus_sizes", state.corpus_sizes)
-    return [] if before == state.corpus_sizes else [f"videos below CORPUS.TRAIN: {before} → {state.corpus_sizes}"]
+    if before != state.corpus_sizes:
+        return [f"videos below CORPUS.TRAIN: {before} → {state.corpus_sizes}"]
+    if _digests(saved, "TRAIN") not in (None, state.corpus_digests.get("TRAIN")):
+        return ["videos below CORPUS.TRAIN: other names, another order or other labels"]
+    return []
+
+
+def _is_moved(key: str, state: RunState, saved: Mapping[str, Any]) -> bool:
+    """Whether a key says where videos lie, which are the same ones."""
+    found = _PLACES.fullmatch(key)
+    return found is not None and _digests(saved, found[1]) == state.corpus_digests.get(found[1], [])
+
+
+def _digests(saved: Mapping[str, Any], use: str) -> Any:
+    """``None`` in states of earlier versions."""
+    return saved["distinit"].get("corpus_digests", {}).get(use)
 
 
 def _saved_cfg(saved: Mapping[str, Any], path: Path) -> CfgNode:

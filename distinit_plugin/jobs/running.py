@@ -18,7 +18,7 @@ from distinit_plugin.engine.detect import BoxEvaluation
 from distinit_plugin.engine.evaluate import Evaluation
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.engine.signals import StopSignals
-from distinit_plugin.engine.train import TrainResult
+from distinit_plugin.engine.train_options import TrainResult
 from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.jobs.keyframes import test_keyframes_in_session

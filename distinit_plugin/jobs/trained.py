@@ -15,7 +15,7 @@ from distinit_plugin.config.load import parse_cfg
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.validate import network_problems, precision_problems
 from distinit_plugin.engine.checkpoint import load_checkpoint
-from distinit_plugin.errors import ConfigError, UserError, WeightsError
+from distinit_plugin.errors import ConfigError, UserError, WeightsError, shown
 from distinit_plugin.jobs.described import NEUTRAL_RANGE, description_in
 from distinit_plugin.types import Network
 from distinit_plugin.weights import load_weights, read_checkpoint
@@ -117,7 +117,10 @@ def read_trained(
     # Flow of videos that anybody names is computed.
     cfg.FLOW.STORE, cfg.FLOW.LAYOUT, cfg.FLOW.MISSING = "", "store", "refuse"
     cfg.freeze()
-    return Trained(checkpoint, cfg, num_classes, [str(name) for name in (own or {}).get("class_names", [])])
+    names = (own or {}).get("class_names", [])
+    if not isinstance(names, list):
+        raise WeightsError(f"{checkpoint} is damaged: its class_names are {shown(names)}. Allowed: a list of names.")
+    return Trained(checkpoint, cfg, num_classes, [str(name) for name in names])
 
 
 def _contents(checkpoint: str) -> tuple[object, dict[str, Any] | None]:

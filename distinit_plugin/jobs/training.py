@@ -16,7 +16,7 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.data.records import Records
 from distinit_plugin.data.sampler import ClipSampler
 from distinit_plugin.detection.rpn import PersonRpn
-from distinit_plugin.engine import distributed, meters
+from distinit_plugin.engine import checkpoint, distributed, meters
 from distinit_plugin.engine.evaluate import mean_terms
 from distinit_plugin.engine.modes import set_train_mode
 from distinit_plugin.engine.precise_bn import update_bn_statistics
@@ -24,7 +24,9 @@ from distinit_plugin.engine.profile import profile_training
 from distinit_plugin.engine.progress import Advance
 from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.state import Checkpointer, RunState, check_writable
-from distinit_plugin.engine.train import Trainer, TrainOptions, TrainResult
+from distinit_plugin.engine.train import Trainer
+from distinit_plugin.engine.train_options import TrainOptions, TrainResult
+from distinit_plugin.files import writing_alone
 from distinit_plugin.jobs.keyframes import evaluate_keyframes
 from distinit_plugin.jobs.proposals import measure_proposals
 from distinit_plugin.jobs.resuming import refuse_other_run, resume
@@ -58,15 +60,23 @@ def train_objective(session: Session, stop: StopSignals | None = None) -> tuple[
     if distributed.is_main():
         check_writable(session.output_dir)
     refuse_other_run(session)
-    trainer = build_trainer(session, stop=stop)
-    try:
-        result = trainer.train()
-        if isinstance(trainer.scalars, Board):
-            trainer.scalars.draw()
-    finally:
-        trainer.close()
+    with _alone(session):
+        trainer = build_trainer(session, stop=stop)
+        try:
+            result = trainer.train()
+            if isinstance(trainer.scalars, Board):
+                trainer.scalars.draw()
+        finally:
+            trainer.close()
     distributed.barrier()  # the main rank has written the last checkpoint, which all ranks may test now
     return result, trainer.state.objective
+
+
+def _alone(session: Session) -> AbstractContextManager[None]:
+    """The same job started twice, or queued again while it still runs: the second one must not touch anything."""
+    if not distributed.is_main():
+        return nullcontext()
+    return writing_alone(session.output_dir / checkpoint.FOLDER, "this training's checkpoints", with_forked=False)
 
 
 def dry_run(session: Session) -> None:
@@ -114,6 +124,11 @@ def build_trainer(session: Session, *, saves: bool = True, stop: StopSignals | N
         config_text=cfg.dump(),
         class_names=videos.class_names or [],
         corpus_sizes=list(videos.sizes),
+        corpus_digests={
+            use: list(session.corpora.of(split).digests)
+            for split, use in build.CORPUS_KEYS.items()
+            if split != "test" and build.has_corpus(cfg, split)
+        },
     )
     if saves:
         resume(session, state, sampler.steps_per_epoch)

@@ -104,7 +104,9 @@ def visualize_entropy(
         if distributed.world_size() > 1:
             raise UserError("Pictures are drawn by one process: start it without torchrun.")
         seen = (_from_cache if entry.CACHE else _from_teacher)(session, name, options.num_clips)
-        names = class_names_of(_class_names(entry, options.class_file), seen.density.num_classes)
+        names = class_names_of(
+            _class_names(entry, options.class_file, seen.density.num_classes), seen.density.num_classes
+        )
         examples = _examples(seen, names, options.num_examples)
     study = EntropyStudy(name, seen.density, names, thresholds, accuracies, examples)
     write_picture(output, draw_entropy(study), entropy_numbers(study), entropy_rows(study))
@@ -129,10 +131,10 @@ def _accuracies(runs: Sequence[tuple[float, Path]]) -> dict[float, list[float]]:
     return found
 
 
-def _class_names(entry: CfgNode, class_file: str) -> list[str]:
+def _class_names(entry: CfgNode, class_file: str, num_classes: int) -> list[str]:
     """Those of a file, of torchvision's weights, or of a checkpoint of this program; none where nothing says them."""
     if class_file:
-        return read_class_names(class_file)
+        return read_class_names(class_file, num_classes)
     if entry.ARCH.startswith("torchvision/"):
         return torchvision_categories(entry.ARCH.partition("/")[2], entry.WEIGHTS)
     return saved_class_names(entry.WEIGHTS) if Path(entry.WEIGHTS).is_file() else []

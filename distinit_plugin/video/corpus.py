@@ -122,6 +122,11 @@ class Mixture:
         corpus = int(np.searchsorted(self._starts, index, side="right")) - 1
         return corpus, index - int(self._starts[corpus])
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of each corpus, see ``Corpus.digest``."""
+        return tuple(corpus.digest() for corpus in self.corpora)
+
     def names(self) -> Iterator[str]:
         """What tells a video from the others wherever the corpora lie, in their order.
 

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -199,6 +200,14 @@ class Corpus:
                 f"{num_classes - 1}): {shorten(named, len(wrong))}. Set MODEL.NUM_CLASSES to at least "
                 f"{int(self._labels.max()) + 1}, or correct the list."
             )
+
+    def digest(self) -> str:
+        """Tells it from a corpus of other names, another order or other labels, wherever it lies."""
+        digest = sha256(self._blob.tobytes())
+        digest.update(self._ends.tobytes())
+        if self._labels is not None:
+            digest.update(self._labels.tobytes())
+        return digest.hexdigest()[:16]
 
     def relative(self, index: int) -> str:
         """The path of a video as its list has it: below the root, or a whole one."""
