@@ -174,7 +174,8 @@ def test_every_flipped_byte_of_the_archive_is_damage_or_harmless(tmp_path):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
             found += damage(path) is not None
             with contextlib.suppress(WeightsError):
-                assert load_checkpoint(path).keys() == expected.keys()
+                keys = load_checkpoint(path).keys()
+                assert damage(path) is not None or keys == expected.keys()
     assert found > 1000
 
 

@@ -8,6 +8,7 @@ reads every file that is written here.
 
 from __future__ import annotations
 
+import errno
 import logging
 import lzma
 import os
@@ -136,8 +137,12 @@ def damage(path: str | Path) -> str | None:
 
 
 def _raise_refusal(path: Path, error: BaseException) -> None:
-    """Raise ``UserError`` for what the system says; readers of archives also use ``OSError``, without a number."""
-    if isinstance(error, OSError) and error.errno is not None:
+    """Raise ``UserError`` for what the system refuses.
+
+    Readers of archives raise ``OSError``, too, without a number, and the system calls wrong offsets invalid.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
+        assert error.errno is not None
         raise UserError(
             f"the checkpoint {path} cannot be read now ({os.strerror(error.errno).lower()}), so that nobody knows "
             "whether it is good. Make it readable, or move it away to do without it."
