@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import struct
 import time
 import uuid
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distinit_plugin.errors import UserError
+
+LOCK_FILE = ".lock"
+"""In a folder that cannot be locked itself; it stays there."""
 
 LOCK_SECONDS = 20.0
 """That another writer of a folder is waited for: processes of a call that was killed end a moment after it."""
@@ -166,27 +170,42 @@ def writing_alone(folder: str | os.PathLike[str], what: str, *, with_forked: boo
     except ImportError:  # Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    if not with_forked:
-        _OWN.add(handle)
+    end = time.monotonic() + LOCK_SECONDS
+    handle: int | None = os.open(folder, os.O_RDONLY)
+    while handle is not None:
+        if not with_forked:
+            _OWN.add(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                _let_go(handle)
+                raise UserError(
+                    f"another process is writing {what} to {folder}. Wait for it, or name another folder."
+                ) from error
+            time.sleep(0.2)
+        except OSError:
+            is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+            _let_go(handle)
+            handle = _lock_file(folder) if is_folder else None  # NFS locks only what is open for writing
     try:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise UserError(
-                        f"another process is writing {what} to {folder}. Wait for it, or name another folder."
-                    ) from error
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
         yield
     finally:
-        _OWN.discard(handle)
-        os.close(handle)
+        if handle is not None:
+            _let_go(handle)
+
+
+def _lock_file(folder: str | os.PathLike[str]) -> int | None:
+    try:
+        return os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+
+
+def _let_go(handle: int) -> None:
+    _OWN.discard(handle)
+    os.close(handle)
 
 
 def set_aside(path: str | os.PathLike[str], ending: str) -> Path:

@@ -390,13 +390,58 @@ DATA = [
         ("An epoch of 1 clips is too short for 2 corpora", "RUNNER.CLIPS_PER_EPOCH"),
     ),
     Case(
+        "batch of one place",
+        lambda p: p.labels("TRAIN.BATCH_SIZE", 1, DATA={"TRAIN_CROP_SIZE": 16, "NUM_FRAMES": 1, "SAMPLING_RATE": 1}),
+        ("a single value per channel", "TRAIN.BATCH_SIZE", "DATA.TRAIN_CROP_SIZE"),
+        starts=True,
+    ),
+    Case(
         "predict a file that is not there",
         lambda p: ["predict", str(p.folder / "gone.mp4"), "--checkpoint", str(p.world.run / "gone.pyth")],
         ("gone.pyth",),
     ),
 ]
 
-CASES = [*YAML, *COMMAND_LINES, *DATA]
+FLAGS = [
+    Case("empty name of a YAML", lambda p: ["run", "--cfg", ""], ("the name of a configuration is empty",)),
+    Case("long name", lambda p: p.job("OUTPUT_DIR", "a" * 300), ("file name too long. Give a shorter name",)),
+    Case("zero byte in a name", lambda p: p.job(OUTPUT_DIR="a\0b"), ("OUTPUT_DIR", "zero byte")),
+    Case(
+        "infinite weight of an ensemble",
+        lambda p: ["ensemble", "a", "b", "--weights", "inf", "1"],
+        ("--weights: inf 1 does not fit 2 runs", "finite"),
+    ),
+    Case(
+        "time that is none",
+        lambda p: ["check-ava", str(p.folder), "--frames-start", "nan"],
+        ("--frames-start", "'nan' is not allowed. Allowed: a number"),
+        status=2,
+    ),
+    Case(
+        "too many looks",
+        lambda p: ["demo", "a.mp4", "--checkpoint", "x.pyth", "--every", "1e-300"],
+        ("--every", "a number ≥ 0.001"),
+        status=2,
+    ),
+    Case(
+        "too many clips",
+        lambda p: ["predict", "a.mp4", "--checkpoint", "x.pyth", "--clips", "999999999"],
+        ("--clips", "a whole number ≥ 1 and ≤ 10000"),
+        status=2,
+    ),
+    Case(
+        "flow bound near 0",
+        lambda p: ["extract-flow", str(p.world.videos), str(p.folder / "flow"), "--bound", "1e-300"],
+        ("a bound of 1e-300 px", "at least 0.01"),
+    ),
+    Case(
+        "raft without weights",
+        lambda p: ["extract-flow", str(p.world.videos), str(p.folder / "flow"), "--backend", "raft"],
+        ("raft needs weights (--weights",),
+    ),
+]
+
+CASES = [*FLAGS, *YAML, *COMMAND_LINES, *DATA]
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))

@@ -1,6 +1,10 @@
 """The writer of files: whole files only, nothing left behind, several writers at once."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -131,3 +135,51 @@ def test_nothing_else_renames_or_makes_temporaries():
         )
     }
     assert found == {"files.py", "cli.py"}
+
+
+# -------------------------------------------------------------------------------------------------------------- locks
+@pytest.mark.parametrize("with_forked", [True, False])
+def test_whether_forked_processes_hold_the_folder_too(with_forked, tmp_path, monkeypatch):
+    """Workers that only read may outlive a process that was killed by some seconds."""
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.5 if with_forked else 20.0)
+    with files.writing_alone(tmp_path, "it", with_forked=with_forked):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        held = pytest.raises(UserError, match="another process") if with_forked else contextlib.nullcontext()
+        with held, files.writing_alone(tmp_path, "it"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_file_is_locked_where_folders_cannot_be(tmp_path, monkeypatch):
+    """NFS takes locks of files that are open for writing alone."""
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    flock = fcntl.flock
+
+    def as_nfs(handle, operation):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    opened = len(os.listdir("/proc/self/fd"))
+    second = files.writing_alone(tmp_path, "it")
+    with files.writing_alone(tmp_path, "it"), pytest.raises(UserError, match="another process is writing it"), second:
+        pass
+    with files.writing_alone(tmp_path, "it"):
+        assert os.listdir(tmp_path) == [files.LOCK_FILE]
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with files.writing_alone(tmp_path, "it"), files.writing_alone(tmp_path, "it"):
+        pass

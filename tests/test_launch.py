@@ -291,6 +291,27 @@ def test_the_slurm_script_ends_its_ranks_and_queues_again(cluster, tmp_path):
     assert "requeue 77" in Path(cluster["CALLS"]).read_text()
 
 
+@pytest.mark.parametrize(("nodes", "restarts", "expected"), [(2, 3, "1"), (2, 0, ""), (1, 3, "")])
+def test_the_slurm_script_lets_ranks_of_several_machines_start_again(nodes, restarts, expected, cluster, tmp_path):
+    python, value = tmp_path / "python", "${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-}"
+    python.write_text(f'#!/usr/bin/env bash\nprintf "%s" "{value}" > {tmp_path / "set"}\n')
+    python.chmod(0o755)
+    given = {"PYTHON": str(python), "SLURM_JOB_NUM_NODES": str(nodes), "MAX_RESTARTS": str(restarts)}
+    status, _, errors = ended(start(["bash", SLURM, "--cfg", "x.yaml"], **{**cluster, **given}))
+    assert status == 0, errors
+    assert (tmp_path / "set").read_text() == expected
+
+
+def test_ranks_that_would_wait_for_old_addresses_say_so(monkeypatch):
+    """Of several machines, started again by torchrun, which keeps its store."""
+    names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    again = {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1"}
+    for name, value in {**names, **again}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every"):
+        distributed.start("cpu", 1.0)
+
+
 def test_the_slurm_script_keeps_the_jobs_exit_status(cluster, tmp_path):
     """Whatever it is. The words that torchrun gets are those of two ranks, whose error is printed once."""
     config, python, words = tmp_path / "wrong.yaml", tmp_path / "python", tmp_path / "words"

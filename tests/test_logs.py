@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 from types import SimpleNamespace
 
@@ -123,13 +124,22 @@ def test_run_log_puts_all_lines_in_the_file_and_people_lines_on_the_console(tmp_
     assert "after the end" not in everything + screen.getvalue()
 
 
-def test_a_full_disk_under_the_json_lines_is_said_once(tmp_path, caplog):
+def test_a_name_that_is_no_text_does_not_lose_its_line(tmp_path, capsys):
+    """Linux takes any bytes for a name."""
+    log = RunLog(tmp_path / "run", console=Console(file=io.StringIO()))
+    logging.getLogger("distinit_plugin").warning("bad video %s: it is empty", os.fsdecode(b"caf\xe9.mp4"))
+    log.close()
+    assert "bad video caf\\udce9.mp4: it is empty" in (tmp_path / "run" / "stdout.log").read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_under_the_json_lines_is_said(tmp_path, caplog):
     (tmp_path / "json_stats.log").symlink_to("/dev/full")
     json_logger = JsonLogger(tmp_path)
     with caplog.at_level("INFO", logger="distinit_plugin"):
         for _ in range(2):
             json_logger.epoch({"loss": 1.0})
-    assert caplog.text.count("cannot be written: no space left on device. The run goes on") == 1
+    assert caplog.text.count("cannot be written: no space left on device. The run goes on") == 2
     assert caplog.text.count("json_stats: ") == 2
 
 

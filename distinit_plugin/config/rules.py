@@ -273,7 +273,7 @@ RULES: dict[str, Rule] = {
     "BN.NORM_TYPE": one_of("batchnorm", "sync_batchnorm"),
     "BN.WEIGHT_DECAY": number_or(-1, "the same as SOLVER.WEIGHT_DECAY", _FROM_ZERO),
     "SOLVER.OPTIMIZING_METHOD": one_of("sgd", "adamw"),
-    "SOLVER.BASE_LR": number(above=0, most=1e6),
+    "SOLVER.BASE_LR": number(above=0, most=1e30),  # fits in fp32
     "SOLVER.LR_POLICY": one_of("steps_with_relative_lrs", "cosine", "plateau"),
     "SOLVER.MAX_EPOCH": _COUNT,
     "SOLVER.STEPS": items(_FROM_ZERO),

@@ -35,6 +35,9 @@ from distinit_plugin.registry import near_matches
 
 Problems = Iterator[str]
 
+MOST_CHARACTERS = 4096
+"""Of a text: no system takes longer names of files."""
+
 _MEANINGLESS = {
     "folder": ("ROOT", "SUBSET"),
     "frames": ("ROOT", "SUBSET"),
@@ -117,6 +120,8 @@ def _node(node: Any, defaults: CfgNode, rules: Mapping[str, Rule], prefix: str) 
                 yield from _node(node[key], default, rules, f"{full_key}.")
         elif not _same_type(node[key], default):
             yield f"{full_key}: {shown(node[key])} is not allowed. Allowed: a value like the default, {default!r}."
+        elif (wrong := _wrong_text(node[key])) is not None:
+            yield f"{full_key}: {shown(node[key])} is not allowed. Allowed: {wrong}. The default is {default!r}."
         elif not _finite(node[key]):
             value = shown(node[key])
             yield f"{full_key}: {value} is not allowed. Allowed: a finite number. The default is {default!r}."
@@ -133,6 +138,17 @@ def _same_type(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)
+
+
+def _wrong_text(value: Any) -> str | None:
+    """What a text (or one of a list) would have to be that no file, network or choice can be called."""
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_wrong_text, value)), None)
+    if not isinstance(value, str):
+        return None
+    if "\0" in value:
+        return "a text without a zero byte"
+    return f"a text of at most {MOST_CHARACTERS} characters" if len(value) > MOST_CHARACTERS else None
 
 
 def _finite(value: Any) -> bool:

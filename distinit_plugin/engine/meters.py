@@ -196,8 +196,7 @@ class JsonLogger:
                 file.write(line + "\n")
         except OSError as error:  # a full disk; the run's log has the lines, too
             reason = (error.strerror or str(error)).lower()
-            logger.warning("%s cannot be written: %s. The run goes on without it.", self._path, reason)
-            self._path = None
+            logger.warning("%s cannot be written: %s. The run goes on without this line.", self._path, reason)
 
 
 def train_stats(

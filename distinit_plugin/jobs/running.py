@@ -13,9 +13,10 @@ from distinit_plugin.build import has_corpus, needs_own_logits
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import PERSON_RPN
 from distinit_plugin.engine import distributed
-from distinit_plugin.engine.curves import plot_curves
+from distinit_plugin.engine.curves import curves_of, plot_curves
 from distinit_plugin.engine.detect import BoxEvaluation
 from distinit_plugin.engine.evaluate import Evaluation
+from distinit_plugin.engine.logs import read_log
 from distinit_plugin.engine.results import Row, terminal_table
 from distinit_plugin.engine.signals import StopSignals
 from distinit_plugin.engine.train_options import TrainResult
@@ -119,7 +120,9 @@ def _show(session: Session, result: RunResult) -> None:
     if not distributed.is_main():
         return
     training, evaluation = result.training, result.evaluation
-    if training is not None:
+    if training is not None and curves_of(read_log(session.output_dir)) is None:
+        logger.info("nothing was left to train: %d steps were done before this run", training.steps)
+    elif training is not None:
         plot_curves({session.output_dir.name: session.output_dir}, session.output_dir / CURVES_FILE)
         logger.info(
             "trained %d steps in %.0f s (data wait %.1f %%); curves: %s",
