@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from distinit_plugin.errors import UserError
 
+_STATISTICS = ("running_mean", "running_var")
+
 _ADVICE = (
     "If the same command ends like this again, the steps before spoilt the weights: remove checkpoints/resume.pyth to "
     "go on from the last whole epoch. Else try a lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM 1.0, or "
@@ -71,9 +73,10 @@ class FiniteGuard:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Read from the device whether all parameters and buffers are finite.
+    """Read from the device whether all parameters and the statistics of batch normalisation are finite.
 
-    A step can spoil them although its loss was finite; only the next loss would tell.
+    A step can spoil them although its loss was finite; only the next loss would tell. Other buffers are masks and the
+    like, where infinity has a meaning.
 
     Raises:
         TrainingError: One is not; the first is named.
@@ -81,7 +84,7 @@ def check_weights(module: nn.Module) -> None:
     values = {
         name: tensor
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-        if tensor.is_floating_point() and tensor.numel()
+        if isinstance(tensor, nn.Parameter) or name.endswith(_STATISTICS)
     }
     if not values:
         return
