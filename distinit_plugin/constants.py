@@ -22,4 +22,4 @@ def constant(values: Sequence[float], device: torch.device | str, dtype: torch.d
     Returns:
         (n,).
     """
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)

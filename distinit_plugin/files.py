@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import stat
 import struct
 import time
 import uuid
@@ -24,6 +23,9 @@ from distinit_plugin.errors import UserError
 
 LOCK_FILE = ".lock"
 """In a folder that cannot be locked itself; it stays there."""
+
+REMOTE_LOCK_SECONDS = 120.0
+"""That it is waited for: NFS keeps the lock of a machine that died for about 90 s."""
 
 LOCK_SECONDS = 20.0
 """That another writer of a folder is waited for: processes of a call that was killed end a moment after it."""
@@ -171,6 +173,7 @@ def writing_alone(folder: str | os.PathLike[str], what: str, *, with_forked: boo
         yield
         return
     end = time.monotonic() + LOCK_SECONDS
+    held: str | None = None
     handle: int | None = os.open(folder, os.O_RDONLY)
     while handle is not None:
         if not with_forked:
@@ -180,15 +183,18 @@ def writing_alone(folder: str | os.PathLike[str], what: str, *, with_forked: boo
             break
         except BlockingIOError as error:
             if time.monotonic() > end:
+                dead = "" if held is None else f" If its machine has died, delete {held}."
                 _let_go(handle)
                 raise UserError(
-                    f"another process is writing {what} to {folder}. Wait for it, or name another folder."
+                    f"another process is writing {what} to {folder}. Wait for it, or name another folder.{dead}"
                 ) from error
             time.sleep(0.2)
         except OSError:
-            is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
             _let_go(handle)
-            handle = _lock_file(folder) if is_folder else None  # NFS locks only what is open for writing
+            handle = None
+            if held is None:  # NFS locks only what is open for writing
+                held, end = os.path.join(folder, LOCK_FILE), time.monotonic() + REMOTE_LOCK_SECONDS
+                handle = _open_lock(held)
     try:
         yield
     finally:
@@ -196,9 +202,9 @@ def writing_alone(folder: str | os.PathLike[str], what: str, *, with_forked: boo
             _let_go(handle)
 
 
-def _lock_file(folder: str | os.PathLike[str]) -> int | None:
+def _open_lock(path: str) -> int | None:
     try:
-        return os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError:
         return None
 
@@ -208,11 +214,11 @@ def _let_go(handle: int) -> None:
     os.close(handle)
 
 
-def set_aside(path: str | os.PathLike[str], ending: str) -> Path:
-    """Add an ending to a file's name, in place of an older file of that name; returns the new path."""
-    aside = Path(f"{os.fspath(path)}{ending}")
-    os.replace(path, aside)
-    return aside
+def move_file(path: Path, target: Path) -> Path:
+    """Move a file within a file system, in place of one that is there; makes the folder and returns ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+    return target
 
 
 _OWN: set[int] = set()

@@ -30,7 +30,7 @@ _REFUSALS = {
 def explain_refusal(error: Exception) -> str | None:
     """What was refused and what to do about it, for an error that nobody expected; ``None``: it is none of these."""
     text = str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(text)):
+    if is_full_memory(error):
         return (
             f"there is not enough memory ({first_line(error)}). Lower TRAIN.BATCH_SIZE or raise RUNNER.ACCUMULATE; "
             "DATA.NUM_FRAMES, the crop sizes, NETWORK.WIDTH, TEST.BATCH_SIZE and DATA_LOADER.NUM_WORKERS cost memory, "
@@ -54,6 +54,11 @@ def explain_refusal(error: Exception) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{(error.strerror or text).lower()}. {_REFUSALS[error.errno]}"
     return None
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, whoever says so."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def first_line(error: Exception) -> str:

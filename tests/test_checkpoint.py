@@ -179,16 +179,25 @@ def test_every_flipped_byte_of_the_archive_is_damage_or_harmless(tmp_path):
     assert found > 500
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_a_file_that_cannot_be_read_now_is_not_called_damaged(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.EIO, errno.ESTALE)),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=lambda error: str(error)[:12],
+)
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(error, tmp_path, monkeypatch):
     """Training would start anew beside it and write over it."""
     path = save_epochs(tmp_path, 2)[1]
+    reason = error.strerror.lower() if isinstance(error, OSError) else "too little memory"
 
     def refuse(*_, **__):
-        raise OSError(number, os.strerror(number), str(path))
+        raise error
 
     monkeypatch.setattr(checkpoint.zipfile, "ZipFile", refuse)
-    with pytest.raises(UserError, match=rf"{path} cannot be read now \({os.strerror(number).lower()}\)"):
+    with pytest.raises(UserError, match=rf"{path} cannot be read now \({reason}\)"):
         newest_state(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(torch, "load", refuse)
@@ -197,16 +206,24 @@ def test_a_file_that_cannot_be_read_now_is_not_called_damaged(number, tmp_path, 
     assert len(epoch_files(tmp_path)) == 2
 
 
+def test_whole_files_of_another_kind_stay_where_they_are(tmp_path, caplog):
+    """They may be of another program: an old torch's, or PySlowFast's with more than tensors in it."""
+    paths = save_epochs(tmp_path, 3)
+    torch.save(state_of(2), paths[1], _use_new_zipfile_serialization=False)
+    torch.save({"weights": 1}, paths[2])
+    with caplog.at_level("WARNING", logger="distinit_plugin"):
+        assert newest_state(tmp_path)[0] == paths[0]
+    assert sorted(tmp_path.iterdir()) == paths
+    assert caplog.text.count("passing over") == 2
+
+
 def test_damaged_files_do_not_push_out_good_ones(tmp_path):
     paths = save_epochs(tmp_path, 3)
     truncate(paths[2])
     assert newest_state(tmp_path)[0] == paths[1]
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        paths[0].name,
-        paths[1].name,
-        f"{paths[2].name}.damaged",
-    ]
-    assert checkpoint.prune(tmp_path, 1) == [paths[0]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [paths[0].name, paths[1].name, "damaged"]
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == [paths[2].name]
+    assert checkpoint.prune(paths[1], 1) == [paths[0]]
     assert newest_state(tmp_path)[0] == paths[1]
 
 
@@ -251,11 +268,11 @@ def test_bad_files_are_refused_with_a_sentence(tmp_path, write, message):
 def test_prune_keeps_the_newest_and_other_files(tmp_path):
     paths = save_epochs(tmp_path, 4)
     save_checkpoint(tmp_path / checkpoint.BEST_NAME, state_of(1))
-    assert prune(tmp_path, 0) == []
-    assert prune(tmp_path, 2) == paths[:2]
+    assert prune(paths[3], 0) == []
+    assert prune(paths[2], 1) == paths[:2]  # the last one is of another run
     assert epoch_files(tmp_path) == paths[2:]
     assert (tmp_path / checkpoint.BEST_NAME).exists()
-    assert prune(tmp_path, 2) == []
+    assert prune(paths[3], 2) == []
 
 
 def test_rng_state_reproduces_every_generator(tmp_path):

@@ -154,7 +154,10 @@ def test_a_second_process_on_the_same_folder_is_refused(videos, begun, tmp_path,
     monkeypatch.setattr("distinit_plugin.files.LOCK_SECONDS", 0.5)
     parts, inside, go_on, errors = tmp_path / "run", threading.Event(), threading.Event(), []
     shutil.copytree(begun, parts)
-    before = {path.name: path.read_bytes() for path in (parts / "checkpoints").iterdir()}
+
+    def contents():
+        found = [path for folder in (parts, parts / "checkpoints") for path in folder.iterdir() if path.is_file()]
+        return {path: path.read_bytes() for path in found if path.name != "stdout.log"}
 
     def wait(*_, **__):
         inside.set()
@@ -172,9 +175,10 @@ def test_a_second_process_on_the_same_folder_is_refused(videos, begun, tmp_path,
         thread = threading.Thread(target=first)
         thread.start()
         assert inside.wait(60)
+        before = contents()
         with pytest.raises(UserError, match=r"another process is writing this training's checkpoints to .* Wait"):
             run(job(videos, parts))
-        assert {path.name: path.read_bytes() for path in (parts / "checkpoints").iterdir()} == before
+        assert contents() == before
         go_on.set()
         thread.join()
     assert errors == ["enough"]
@@ -212,8 +216,20 @@ def test_damaged_and_foreign_states_are_named_and_passed_over(videos, begun, tmp
     assert files.steps_done(state) == 3
     for number in (1, 2, 3):
         assert files.epoch_file_name(number) in caplog.text
-    assert caplog.text.count("passing over the damaged checkpoint") == 4
+    assert caplog.text.count("passing over the damaged checkpoint") == 3
+    assert f"passing over {folder / files.epoch_file_name(3)} (" in caplog.text
     assert ".resume.pyth.0a1b.tmp, which an earlier process did not finish" in caplog.text
+
+
+def test_a_run_whose_states_are_all_damaged_says_so_and_starts_anew(videos, begun, tmp_path):
+    parts = tmp_path / "run"
+    shutil.copytree(begun, parts)
+    for path in files.state_files(parts / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    result = run(job(videos, parts, SOLVER={"MAX_EPOCH": 1}))
+    assert result.training.steps == 3
+    assert "no state in" in (parts / "stdout.log").read_text()
+    assert len(list((parts / "checkpoints" / "damaged").iterdir())) == 2
 
 
 @pytest.mark.parametrize("progress", [None, 3, {"step": "x"}, {}])

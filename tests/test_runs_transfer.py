@@ -264,10 +264,9 @@ def test_prediction_by_name(videos, finetuned, tmp_path):
     names.write_text("hell\ndunkel\n")
     (renamed,) = predict(paths[:1], checkpoint=str(checkpoint(finetuned, 3)), class_file=str(names), top=1)
     assert [name for name, _ in renamed.classes] == ["hell"]
-    for text, message in (("hell\n", "has 1 names, and the network 2 classes"), ("x\nx\n", "has 'x' more than once")):
-        names.write_text(text)
-        with pytest.raises(UserError, match=message):
-            predict(paths[:1], checkpoint=str(checkpoint(finetuned, 3)), class_file=str(names))
+    names.write_text("hell\n")
+    with pytest.raises(UserError, match="has 1 names, and the network 2 classes"):
+        predict(paths[:1], checkpoint=str(checkpoint(finetuned, 3)), class_file=str(names))
     assert state_of(finetuned, 3)["distinit"]["class_names"] == list(CLASSES)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distinit_plugin.errors import UserError
-from distinit_plugin.files import write_file, write_text, writing_alone
+from distinit_plugin.files import LOCK_FILE, write_file, write_text, writing_alone
 from distinit_plugin.models.hardware import cpu_flags
 
 Progress = Callable[[int, int], None]
@@ -140,7 +140,8 @@ def _same_bits() -> dict[str, str]:
 
 def _claim(root: Path) -> None:
     """Make the folder ours. Somebody's own folders ``train`` and ``test`` must never be emptied."""
-    if any(root.iterdir()) and not ((root / MANIFEST).exists() or (root / UNFINISHED).exists()):
+    holds_files = any(path.name != LOCK_FILE for path in root.iterdir())
+    if holds_files and not ((root / MANIFEST).exists() or (root / UNFINISHED).exists()):
         raise UserError(
             f"{root} holds files that the demonstration did not write. Name another folder, or empty this one first."
         )

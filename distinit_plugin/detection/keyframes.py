@@ -107,8 +107,11 @@ class Keyframes:
 
     @property
     def digests(self) -> tuple[str]:
-        """See ``digest``."""
-        return (self.digest(),)
+        """Tells lists of keyframes, boxes and actions from one another, as ``Mixture.digests``."""
+        digest = sha256(self.digest().encode())
+        for values in (self._starts, self._boxes, self._action_starts, self._actions):
+            digest.update(values.tobytes())
+        return (digest.hexdigest()[:16],)
 
     def digest(self) -> str:
         """Tells lists of keyframes from one another."""

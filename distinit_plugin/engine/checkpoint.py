@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from distinit_plugin.errors import SAME_ON_ALL_RANKS, UserError, WeightsError
-from distinit_plugin.files import UNREADABLE_ARCHIVE, set_aside, write_file
+from distinit_plugin.files import UNREADABLE_ARCHIVE, move_file, write_file
+from distinit_plugin.refusals import is_full_memory
 
 FORMAT_VERSION = 2
 """Version of the ``distinit`` entry; raised when an older reader could not continue from it."""
@@ -38,8 +39,8 @@ BEST_NAME = "best.pyth"
 RESUME_NAME = "resume.pyth"
 """State in the middle of an epoch; its name avoids "checkpoint" for the same reason."""
 
-DAMAGED = ".damaged"
-"""Added to the name of a state that a run could not continue from: it is neither counted nor overwritten."""
+DAMAGED = "damaged"
+"""Folder of states that are cut off or have wrong checksums: they are neither counted nor overwritten there."""
 
 _UNREADABLE = (*UNREADABLE_ARCHIVE, pickle.UnpicklingError, lzma.LZMAError)
 
@@ -141,11 +142,12 @@ def _raise_refusal(path: Path, error: BaseException) -> None:
 
     Readers of archives raise ``OSError``, too, without a number, and the system calls wrong offsets invalid.
     """
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
-        assert error.errno is not None
+    refused = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)
+    if refused or is_full_memory(error):
+        reason = "too little memory" if is_full_memory(error) else os.strerror(getattr(error, "errno", 0)).lower()
         raise UserError(
-            f"the checkpoint {path} cannot be read now ({os.strerror(error.errno).lower()}), so that nobody knows "
-            "whether it is good. Make it readable, or move it away to do without it."
+            f"the checkpoint {path} cannot be read now ({reason}), so that nobody knows whether it is good. Make it "
+            "readable, or move it away to do without it."
         ) from error
 
 
@@ -165,8 +167,8 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """The state furthest in the training: the newest epoch checkpoint or the mid-epoch ``resume.pyth``.
 
-    Files that are damaged or hold something else are named in a warning and passed over. They get the ending
-    ``.damaged``: whoever continues writes states of earlier epochs, among which they would count as the newest.
+    Files that are damaged or hold something else are named in a warning and passed over. Damaged ones are moved to the
+    folder ``damaged``: whoever continues writes states of earlier epochs, among which they would count as the newest.
 
     Returns:
         Path and contents (on the CPU), or ``None`` when there is nothing complete to continue from.
@@ -200,9 +202,19 @@ def _readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load_checkpoint(path)
         except WeightsError as error:
             reason = str(error)
-    aside = set_aside(path, DAMAGED)
-    logger.warning("passing over the damaged checkpoint %s (%s); it is %s now", path, reason, aside.name)
+    if not _may_be_whole(path):
+        place = move_file(path, path.parent / DAMAGED / path.name)
+        logger.warning("passing over the damaged checkpoint %s (%s), which is %s now", path, reason, place)
+    else:
+        logger.warning("passing over %s (%s)", path, reason)
     return None
+
+
+def _may_be_whole(path: Path) -> bool:
+    """Whether a file that is no good state is one of another kind: no archive (of an old torch), or a sound one."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return bool(start) and (start != b"PK" or damage(path) is None)
 
 
 def steps_done(state: Mapping[str, Any]) -> int:
@@ -221,16 +233,20 @@ def state_files(folder: str | Path) -> list[Path]:
 
 def remove_unfinished(folder: str | Path) -> list[Path]:
     """Delete what a run left that was killed while it wrote a checkpoint; returns what was deleted."""
-    unfinished = sorted(Path(folder).glob(".*.pyth.*.tmp"))
+    unfinished = sorted([*Path(folder).glob(".*.pyth.*.tmp"), *Path(folder).glob("*.pyth.tmp")])
     for path in unfinished:
         path.unlink(missing_ok=True)
         logger.info("removed %s, which an earlier process did not finish", path)
     return unfinished
 
 
-def prune(folder: str | Path, keep: int) -> list[Path]:
-    """Delete all but the ``keep`` newest epoch checkpoints (0: delete none); returns what was deleted."""
-    superfluous = epoch_files(folder)[:-keep] if keep > 0 else []
+def prune(saved: Path, keep: int) -> list[Path]:
+    """Delete epoch checkpoints until ``keep`` are left with ``saved`` as the last (0: delete none); returns them.
+
+    Later ones were passed over when the run was continued: they are of no use to it, and not its own to delete.
+    """
+    files = epoch_files(saved.parent)
+    superfluous = files[: files.index(saved) + 1][:-keep] if keep > 0 else []
     for path in superfluous:
         path.unlink(missing_ok=True)
     return superfluous

@@ -54,7 +54,6 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
             f"RANK and WORLD_SIZE are set in the environment but {', '.join(missing)} is not: start several "
             "processes with torchrun, or unset RANK and WORLD_SIZE."
         )
-    _refuse_old_addresses()
     global _on_gpus
     _on_gpus = device_type == "cuda"
     if _on_gpus:
@@ -71,25 +70,22 @@ def start(device_type: str, timeout: float = DEFAULT_TIMEOUT) -> bool:
         raise UserError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the job at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}): see that all "
-            "ranks are started and can reach that address."
+            f"ranks are started and can reach that address.{_old_addresses()}"
         ) from error
     return True
 
 
-def _refuse_old_addresses() -> None:
-    """Ranks that torchrun starts again on several machines would wait for ones that are gone, until they give up.
-
-    Raises:
-        UserError: They would.
-    """
+def _old_addresses() -> str:
+    """Advice for ranks that torchrun has started again on several machines: they may meet those that are gone."""
     several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if several and shared and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        raise UserError(
-            "torchrun has started the ranks again, on several machines, but its store still has the addresses of those "
-            "before: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every torchrun (tools/slurm_run.sh "
-            "does) and start the job again. It goes on from its last state."
-        )
+    if not (several and shared and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0):
+        return ""
+    return (
+        " torchrun has started them again, and its store may still have the addresses of those before: set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every torchrun (tools/slurm_run.sh does) and start "
+        "the job again; it goes on from its last state."
+    )
 
 
 def _attempt() -> str:

@@ -270,8 +270,9 @@ class Checkpointer:
         if best:
             checkpoint.save_checkpoint(self.folder / checkpoint.BEST_NAME, state)
         if numbered:
-            checkpoint.save_checkpoint(self.folder / checkpoint.epoch_file_name(state["epoch"]), state)
-            checkpoint.prune(self.folder, self._keep)
+            saved = self.folder / checkpoint.epoch_file_name(state["epoch"])
+            checkpoint.save_checkpoint(saved, state)
+            checkpoint.prune(saved, self._keep)
             self._last = time.monotonic()
 
     def resume_state_is_due(self) -> bool:

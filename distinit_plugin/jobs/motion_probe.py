@@ -47,7 +47,7 @@ from distinit_plugin.jobs.preflight import check_job
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.testing import weights_to_test
 from distinit_plugin.jobs.trained import read_trained
-from distinit_plugin.jobs.training import train_objective
+from distinit_plugin.jobs.training import train_objective, training_alone
 from distinit_plugin.objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def _probe(cfg: CfgNode, options: _Options, console: Console) -> tuple[list[Laye
 def _probe_here(
     cfg: CfgNode, options: _Options, console: Console | None = None
 ) -> tuple[list[LayerMotion], list[MotionSample]]:
-    with open_session(cfg, console=console) as session, StopSignals() as stop:
+    with open_session(cfg, console=console) as session, training_alone(session), StopSignals() as stop:
         _, objective = train_objective(session, stop)
         return _evaluate(session, objective, options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +107,8 @@ def read_class_names(class_file: str, num_classes: int) -> list[str]:
     """The names in a file, one per line.
 
     Raises:
-        UserError: It cannot be read, or does not name each of a network's ``num_classes`` classes once.
+        UserError: It cannot be read, or has not one name for each of a network's ``num_classes`` classes (ImageNet has
+            two kinds of crane: a name may be there twice).
     """
     try:
         lines = Path(class_file).read_text(encoding="utf-8").splitlines()
@@ -121,10 +121,5 @@ def read_class_names(class_file: str, num_classes: int) -> list[str]:
         raise UserError(
             f"--classes: {class_file} has {len(names)} names, and the network {num_classes} classes; it must hold one "
             "class name per line, in the order of the outputs."
-        )
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise UserError(
-            f"--classes: {class_file} has '{repeated[0]}' more than once; each class has a name of its own."
         )
     return names

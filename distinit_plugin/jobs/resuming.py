@@ -131,8 +131,9 @@ def _newest_state(session: Session) -> tuple[Path, dict[str, Any]] | None:
     found = None
     if distributed.is_main():
         checkpoint.remove_unfinished(folder)
+        states = checkpoint.state_files(folder)
         found = checkpoint.newest_state(folder)
-        if found is None and checkpoint.state_files(folder):
+        if found is None and states:
             logger.warning("no state in %s can be read: the training starts from its beginning", folder)
     name = distributed.gather_objects(found[0].name if found else "")[0]
     if not name or found is not None:
@@ -259,13 +260,15 @@ def _same_past(before: CfgNode, now: CfgNode, steps: int, steps_per_epoch: int) 
 
 
 def _corpus_change(state: RunState, saved: Mapping[str, Any]) -> list[str]:
-    """The lists of training videos may have changed under the same configuration."""
+    """The lists of videos may have changed under the same configuration."""
     before = saved["distinit"].get("corpus_sizes", state.corpus_sizes)
     if before != state.corpus_sizes:
         return [f"videos below CORPUS.TRAIN: {before} → {state.corpus_sizes}"]
-    if _digests(saved, "TRAIN") not in (None, state.corpus_digests.get("TRAIN")):
-        return ["videos below CORPUS.TRAIN: other names, another order or other labels"]
-    return []
+    return [
+        f"videos below CORPUS.{use}: other names, another order or other labels"
+        for use, digests in state.corpus_digests.items()
+        if _digests(saved, use) not in (None, digests)
+    ]
 
 
 def _is_moved(key: str, state: RunState, saved: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -30,7 +31,7 @@ from distinit_plugin.jobs.recording import recorded
 from distinit_plugin.jobs.session import Session, open_session
 from distinit_plugin.jobs.tensorboard import note_test
 from distinit_plugin.jobs.testing import test_in_session
-from distinit_plugin.jobs.training import dry_run, train_in_session
+from distinit_plugin.jobs.training import dry_run, train_in_session, training_alone
 from distinit_plugin.video.isolated import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def _run_here(cfg: CfgNode, *, corpora: Corpora | None = None, console: Console 
         if cfg.RUNNER.DRY_RUN:
             dry_run(session)
             return RunResult(None, None)
-        with recorded(session) as recorder, StopSignals() as stop:
+        alone = training_alone(session) if cfg.TRAIN.ENABLE else nullcontext()
+        with alone, recorded(session) as recorder, StopSignals() as stop:
             training = train_in_session(session, stop) if cfg.TRAIN.ENABLE else None
             if training is not None:
                 recorder.trained(training)

@@ -229,8 +229,9 @@ def _set_up(
             # cuBLAS reads this when it starts.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        # Clips of one size: cuDNN may try its algorithms. It chooses by their time.
-        torch.backends.cudnn.benchmark = device.type == "cuda" and not cfg.RUNNER.DETERMINISTIC
+        # Where all clips have one size cuDNN may try its algorithms, of which it takes the fastest.
+        one_size = not cfg.DETECTION.ENABLE  # whole pictures have their own proportions
+        torch.backends.cudnn.benchmark = device.type == "cuda" and one_size and not cfg.RUNNER.DETERMINISTIC
         option = "fp16" if cfg.TRAIN.MIXED_PRECISION else cfg.RUNNER.PRECISION
         choice = choose_precision(
             option, device, has_bf16=hardware_has_bf16(device), deterministic=cfg.RUNNER.DETERMINISTIC

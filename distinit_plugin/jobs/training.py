@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def train_in_session(session: Session, stop: StopSignals | None = None) -> TrainResult:
     """Build everything, continue where an earlier run stopped, train to the end.
 
-    Checkpoints and logs go to OUTPUT_DIR.
+    Checkpoints and logs go to OUTPUT_DIR; whoever calls this holds ``training_alone``.
 
     Args:
         session: From ``open_session``.
@@ -57,25 +57,27 @@ def train_in_session(session: Session, stop: StopSignals | None = None) -> Train
 
 def train_objective(session: Session, stop: StopSignals | None = None) -> tuple[TrainResult, Objective]:
     """As ``train_in_session``; also the objective as it is after the last step, for what needs its new heads."""
-    if distributed.is_main():
-        check_writable(session.output_dir)
     refuse_other_run(session)
-    with _alone(session):
-        trainer = build_trainer(session, stop=stop)
-        try:
-            result = trainer.train()
-            if isinstance(trainer.scalars, Board):
-                trainer.scalars.draw()
-        finally:
-            trainer.close()
+    trainer = build_trainer(session, stop=stop)
+    try:
+        result = trainer.train()
+        if isinstance(trainer.scalars, Board):
+            trainer.scalars.draw()
+    finally:
+        trainer.close()
     distributed.barrier()  # the main rank has written the last checkpoint, which all ranks may test now
     return result, trainer.state.objective
 
 
-def _alone(session: Session) -> AbstractContextManager[None]:
-    """The same job started twice, or queued again while it still runs: the second one must not touch anything."""
+def training_alone(session: Session) -> AbstractContextManager[None]:
+    """Around a training: the same job may be started twice, or queued again while it still runs.
+
+    Raises:
+        UserError: Another process trains in OUTPUT_DIR, or nothing can be written there. Nothing has been touched.
+    """
     if not distributed.is_main():
         return nullcontext()
+    check_writable(session.output_dir)
     return writing_alone(session.output_dir / checkpoint.FOLDER, "this training's checkpoints", with_forked=False)
 
 

@@ -27,6 +27,7 @@ from distinit_plugin.errors import UserError, log_of
 from distinit_plugin.files import read_json, why_unusable, write_text, writing_alone
 from distinit_plugin.jobs.running import run as run_job
 from distinit_plugin.jobs.testing import RESULTS_FOLDER
+from distinit_plugin.refusals import explain_refusal, first_line
 from distinit_plugin.studies.grid import Plan, Run
 from distinit_plugin.studies.state import FAILED, FINISHED, STARTED, STATE_FILE, RunState, read_state, write_state
 from distinit_plugin.version import __version__
@@ -117,9 +118,8 @@ def _attempt(order: Order, folder: Path, state: RunState) -> RunState:
     except UserError as error:
         done = replace(state, state=FAILED, reason=" ".join(str(error).split()), log=_log_in(folder))
     except Exception as error:
+        reason = explain_refusal(error) or f"a defect of the program ({type(error).__name__}: {first_line(error)})"
         traceback.print_exc()
-        line = next(iter(str(error).splitlines()), "")[:200]
-        reason = f"a defect of the program, or the machine refused something ({type(error).__name__}: {line})"
         done = replace(state, state=FAILED, reason=reason, log=log_of(error) or _log_in(folder))
     return replace(done, seconds=round(time.monotonic() - begin, 1))
 
