@@ -1,7 +1,11 @@
 """The demonstration's data: real files, labels that say what is seen, pools that share nothing, stopped runs."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import stat
 from fractions import Fraction
 from pathlib import Path
 
@@ -141,6 +145,18 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made: Not a directory"):
         make_digits(tmp_path / "file" / "data", **SMALL)
+
+
+def test_a_folder_on_a_network_disk_is_filled(tmp_path, monkeypatch):
+    """Where folders cannot be locked a file is, before anything else is there."""
+
+    def as_nfs(handle, operation):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    make_digits(tmp_path, **SMALL)
+    assert {writing.LOCK_FILE, files.MANIFEST} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_other_peoples_files_are_never_removed(tmp_path):
