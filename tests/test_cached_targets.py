@@ -188,6 +188,13 @@ def test_bad_videos_are_listed_and_bad_in_training_too(world, tmp_path, capsys):
     write_video(tmp_path / "videos" / "train" / "dark" / "broken.mp4", 12, 40, 56)
     run(job(tmp_path, tmp_path / "cached", {**entry, "CACHE": str(tmp_path / "cache")}, **further))
     assert "it has no stored targets" in (tmp_path / "cached" / "bad_videos.csv").read_text()
+    (again, _) = fill(settings, tmp_path / "cache")
+    assert again.bad == []
+    assert 0 < again.made < again.clips  # one file of several
+    (nothing, _) = fill(settings, tmp_path / "cache")
+    assert (nothing.bad, nothing.made) == ([], 0)
+    run(job(tmp_path, tmp_path / "whole", {**entry, "CACHE": str(tmp_path / "cache")}, **further))
+    assert not (tmp_path / "whole" / "bad_videos.csv").exists()
 
 
 def test_the_command(world, tmp_path, capsys):
@@ -310,6 +317,13 @@ def test_damaged_caches_are_refused(world, cache, tmp_path, damage, message):
     cfg = job(world, tmp_path / "run", image_entry(world, CACHE=str(tmp_path / "cache")))
     with pytest.raises(UserError, match=message):
         run(cfg)
+
+
+def test_a_cache_that_was_made_to_look_like_one_of_frames_is_refused(world, cache, tmp_path):
+    shutil.copytree(cache / "flow", tmp_path / "cache")
+    edit(tmp_path / "cache", "layout", {"each_frame": True})
+    with pytest.raises(UserError, match="damaged: its layout has 1 frames a clip"):
+        run(job(world, tmp_path / "run", flow_entry(world, CACHE=str(tmp_path / "cache"))))
 
 
 def edit(folder: Path, item: str, change: object) -> None:

@@ -395,6 +395,14 @@ def test_damaged_settings_are_one_sentence(kept, tmp_path, text, message):
     assert (tmp_path / "flow" / "store.json").read_text() == text
 
 
+@pytest.mark.parametrize("root", [".", "rel/ative", 5, None])
+def test_a_root_that_is_no_whole_path_is_refused(kept, tmp_path, root):
+    path = tmp_path / "flow" / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "root": root}))
+    with pytest.raises(UserError, match=r"damaged \(its root is no whole path"):
+        FlowStore.open(tmp_path / "flow")
+
+
 @pytest.mark.parametrize(
     "change", [{"bound": -1}, {"bound": "x"}, {"rounding": "up"}, {"size": "q"}, {"codec": "x264"}, {"fps": 0}]
 )

@@ -261,6 +261,15 @@ def test_a_whole_file_of_something_else_is_one_sentence(damage, message, videos,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("sizes", [[torch.zeros(3)], 3, None])
+def test_a_state_that_does_not_say_its_videos_is_refused(sizes, videos, begun, tmp_path):
+    state = files.load_checkpoint(begun / "checkpoints" / "checkpoint_epoch_00002.pyth")
+    state["distinit"].update(corpus_sizes=sizes, corpus_digests=sizes)
+    files.save_checkpoint(tmp_path / "run" / "checkpoints" / files.RESUME_NAME, state)
+    with pytest.raises(UserError, match=r"CORPUS\.TRAIN: the state is damaged"):
+        run(job(videos, tmp_path / "run"))
+
+
 def test_a_new_run_beside_a_state_within_an_epoch_is_refused(videos, begun, tmp_path):
     state = files.load_checkpoint(begun / "checkpoints" / "checkpoint_epoch_00002.pyth")
     files.save_checkpoint(tmp_path / "run" / "checkpoints" / files.RESUME_NAME, state)

@@ -206,6 +206,12 @@ def test_a_stopped_job_goes_on_and_other_settings_are_refused(trained, paths, tm
     assert "weights" not in error
     assert cli.main([*words, "--stride", "4", "--layer", "features"]) == 1
     assert "layers: features, logits there, features now" in capsys.readouterr().err
+    settings = tmp_path / "out" / "settings.json"
+    kept = settings.read_text()
+    settings.write_text("[" * 100_000)
+    assert cli.main([*words, "--stride", "4"]) == 1
+    assert "is not readable as settings of" in capsys.readouterr().err
+    settings.write_text(kept)
     with open(tmp_path / "out" / "videos.csv") as file:
         assert {row["video"]: row["file"] for row in csv.DictReader(file)} == {
             paths[0]: first.name,

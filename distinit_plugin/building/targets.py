@@ -76,6 +76,12 @@ def build_targets(
                     f"{store.folder} holds targets that are not those of this job ({'; '.join(differing)}). Set what "
                     "differs as it was, or make targets for this job (distinit cache-targets, into another folder)."
                 )
+            frames = (view.pick_from or clip_spec.num_frames) if store.layout.each_frame else 1
+            if store.layout.frames != frames:
+                raise UserError(
+                    f"{store.folder} is damaged: its layout has {store.layout.frames} frames a clip, and this job's "
+                    f"clips have {frames}. Remove the folder and make the targets again."
+                )
             assert not isinstance(videos, Keyframes), name
             found[name] = CachedTargets(store, rows_of(store, videos), view)
     return found

@@ -163,7 +163,7 @@ _C.CORPUS.TEST_NUM_FRAMES = 0  # frames of a test clip, where they are others th
 _C.CORPUS.TEST_CLIPS = "uniform"  # "uniform": TEST.NUM_ENSEMBLE_VIEWS clips; "dense": one every CORPUS.DENSE_STRIDE
 _C.CORPUS.DENSE_STRIDE = 1  # frames between the starts of dense clips
 _C.CORPUS.DECODE_TIMEOUT = 30.0  # seconds that one file may take before it counts as bad
-_C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more of its training, validation or test videos are bad
+_C.CORPUS.MAX_BAD_FRACTION = 0.1  # the job stops when more (and 3) of its videos of one use are bad
 _C.CORPUS.INDEX_CACHE = ""  # folder for the time stamps of videos already seen; empty: OUTPUT_DIR/frame_index
 
 _C.KEYFRAMES = CfgNode()  # what the AVA node of PySlowFast cannot say

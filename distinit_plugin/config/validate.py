@@ -292,7 +292,7 @@ def _initialisation(cfg: CfgNode) -> Problems:
                 "INIT.INFLATE_FROM inflates. Leave one of the two empty."
             )
     elif init.INFLATE_WEIGHTS:
-        yield f"INIT.INFLATE_WEIGHTS: {init.INFLATE_WEIGHTS} has no network. Set INIT.INFLATE_FROM as well."
+        yield f"INIT.INFLATE_WEIGHTS: {shown(init.INFLATE_WEIGHTS)} has no network. Set INIT.INFLATE_FROM as well."
     yield from part_problems(cfg)
     if init.TRAINABLE == "classifier" and cfg.ACTION.LOSS_WEIGHT == 0:
         yield (
@@ -333,8 +333,8 @@ def _corpora(cfg: CfgNode) -> Problems:
     named = [use for use in ("TRAIN", "VAL", "TEST") if cfg.CORPUS[use]]
     if listed and named:
         yield (
-            f"DATA.PATH_TO_DATA_DIR: {listed} is only read when CORPUS names no corpora, but CORPUS.{named[0]} does. "
-            "Leave one of the two empty."
+            f"DATA.PATH_TO_DATA_DIR: {shown(listed)} is only read when CORPUS names no corpora, but "
+            f"CORPUS.{named[0]} does. Leave one of the two empty."
         )
     for use in named:
         for name, entry in cfg.CORPUS[use].items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from distinit_plugin.config.node import CfgNode
 from distinit_plugin.config.rules import BOX_LOSS, PERSON_RPN
+from distinit_plugin.errors import shown
 
 Problems = Iterator[str]
 
@@ -69,7 +70,7 @@ def _person_rpn(cfg: CfgNode) -> Problems:
         )
     if cfg.ROI.PROPOSALS != "given" or cfg.KEYFRAMES.TEST_BOXES != "ground_truth":
         yield (
-            f"KEYFRAMES.TEST_BOXES: {cfg.KEYFRAMES.TEST_BOXES} with ROI.PROPOSALS {cfg.ROI.PROPOSALS}, but what "
+            f"KEYFRAMES.TEST_BOXES: {shown(cfg.KEYFRAMES.TEST_BOXES)} with ROI.PROPOSALS {cfg.ROI.PROPOSALS}, but what "
             f"{PERSON_RPN} finds is compared with annotated boxes. Set them ground_truth and given."
         )
     if cfg.RPN.FROZEN_NORM and cfg.TRAIN.ENABLE and cfg.RPN.WEIGHTS in RANDOM and not cfg.TRAIN.CHECKPOINT_FILE_PATH:

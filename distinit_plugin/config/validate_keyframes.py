@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distinit_plugin.config.node import CfgNode
+from distinit_plugin.errors import shown
 
 Problems = Iterator[str]
 
@@ -38,8 +39,8 @@ def _places(cfg: CfgNode) -> Problems:
         )
     if videos and frames:
         yield (
-            f"KEYFRAMES.VIDEO_DIR: {videos}, but AVA.FRAME_DIR is {frames}: pictures come from videos or from "
-            "extracted frames. Leave one of the two empty."
+            f"KEYFRAMES.VIDEO_DIR: {shown(videos)}, but AVA.FRAME_DIR is {shown(frames)}: pictures come from "
+            "videos or from extracted frames. Leave one of the two empty."
         )
 
 

@@ -17,6 +17,7 @@ from distinit_plugin.config.rules import (
     TWO_STREAM_NETWORKS,
 )
 from distinit_plugin.config.theirs import is_borrowed
+from distinit_plugin.errors import shown
 
 Problems = Iterator[str]
 
@@ -89,10 +90,13 @@ def part_problems(cfg: CfgNode) -> Problems:
     for key in ("FLOW_NET_WEIGHTS", "STREAM_WEIGHTS"):
         value, name = cfg.INIT[key], cfg.MODEL.MODEL_NAME
         if value and name != "PredictedFlow3D" and (name in NETWORKS or "/" in name):
-            yield f"INIT.{key}: {value} is a part of PredictedFlow3D, not of {name}. Use TRAIN.CHECKPOINT_FILE_PATH."
+            yield (
+                f"INIT.{key}: {shown(value)} is a part of PredictedFlow3D, not of {name}. Use "
+                "TRAIN.CHECKPOINT_FILE_PATH."
+            )
         elif value and cfg.TRAIN.CHECKPOINT_FILE_PATH:
             yield (
-                f"INIT.{key}: {value} would be overwritten by TRAIN.CHECKPOINT_FILE_PATH, which holds the whole "
+                f"INIT.{key}: {shown(value)} would be overwritten by TRAIN.CHECKPOINT_FILE_PATH, which holds the whole "
                 "network. Leave one of the two empty."
             )
 

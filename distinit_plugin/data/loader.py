@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -74,6 +75,11 @@ def explain_dead_worker(error: Exception) -> UserError | None:
     told = "DataLoader worker" in text and ("is killed by signal" in text or "exited unexpectedly" in text)
     if not told and not isinstance(error, ConnectionError | EOFError):
         return None
+    if re.search("Segmentation fault|Bus error|Aborted|Floating point exception", text):
+        return UserError(
+            f"A decoding process died ({text.splitlines()[0].rstrip('. ')}), mostly of a damaged file: distinit "
+            "check-corpus says of which."
+        )
     return UserError(
         f"A decoding process died ({text.splitlines()[0].rstrip('. ')}). Mostly it was ended for lack of memory: "
         "lower DATA_LOADER.NUM_WORKERS or TRAIN.BATCH_SIZE, or give the container more shared memory (/dev/shm)."

@@ -84,6 +84,8 @@ def read_scores(path: Path, combine: str) -> Scores:
         )
     except UNREADABLE_ARCHIVE as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        if "allow_pickle" in reason:  # numpy's advice for what is no archive
+            reason = "it is no .npz file of numbers and texts"
         raise UserError(
             f"{path} cannot be read as the scores of a test ({reason}). Give the output folder of a run with a test, "
             "or its test/scores.npz."

@@ -143,7 +143,7 @@ class FlowStore:
         if not os.path.isdir(folder):
             raise UserError(f"{folder} is no folder of flow. Name one that is there.")
         if (Path(folder) / STORE_FILE).exists():
-            raise UserError(f"{folder} has a {STORE_FILE}, which says how its flow was made: open it as a store.")
+            raise UserError(f"{folder} has a {STORE_FILE}, which says how its flow was made: set FLOW.LAYOUT store.")
         if layout not in ("jpg", "npy"):
             raise UserError(f"flow of other programs cannot be of layout '{layout}'. Allowed: jpg, npy.")
         return cls(folder, quantiser, layout)
@@ -222,7 +222,7 @@ class FlowStore:
         """
         try:
             return read_json(place / PICTURES_FILE, _MAX_JSON_BYTES)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise MissingFlowError(
                 path, f"its flow {place} is not whole ({PICTURES_FILE}: {why_unusable(error)})"
             ) from error
@@ -284,7 +284,10 @@ def _read_settings(path: Path) -> tuple[FlowSettings, str]:
             "backend": str, "bound": float, "rounding": str, "size": str, "layout": str, "codec": str, "quality": int,
             "fps": lambda fps: None if fps is None else float(fps),
         }  # fmt: skip
-        return FlowSettings(**{name: cast(values[name]) for name, cast in casts.items()}), str(values["root"])
+        root = values["root"]
+        if not isinstance(root, str) or (root and not os.path.isabs(root)):
+            raise ValueError("its root is no whole path")
+        return FlowSettings(**{name: cast(values[name]) for name, cast in casts.items()}), root
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({why_unusable(error)}). Write it as it was (its flow files say the same), or name "

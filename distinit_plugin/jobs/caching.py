@@ -25,6 +25,7 @@ from distinit_plugin.engine.meters import duration_text
 from distinit_plugin.errors import UserError, naming
 from distinit_plugin.files import writing_alone
 from distinit_plugin.jobs.launching import launch, starts_ranks
+from distinit_plugin.jobs.repaired import readable_now
 from distinit_plugin.jobs.session import Session, example_views, open_session
 from distinit_plugin.objectives.adapters import POOLED, layer_output, tapped_layers
 from distinit_plugin.registry import near_matches
@@ -201,6 +202,7 @@ class _Part:
         assert store is not None
         begin = time.monotonic()
         missing = [shard for shard in range(layout.shards) if not store.has(shard)]
+        missing += distributed.gather_objects(self._repaired(store, videos) if distributed.is_main() else [])[0]
         distributed.barrier()  # all have looked before one writes
         own = missing[distributed.rank() :: distributed.world_size()]
         if own:
@@ -210,10 +212,17 @@ class _Part:
             store.finish()
         distributed.barrier()
         entries = layout.clips * layout.crops
-        made = sum(len(layout.rows(shard)) for shard in missing) * entries
+        made = sum(row not in store.bad for shard in missing for row in layout.rows(shard)) * entries
         bad = [BadVideo(videos[row].path, reason) for row, reason in sorted(store.bad.items())]
         seconds = time.monotonic() - begin
         return CachedPart(folder, len(videos), len(videos) * entries, made, layout.bytes_per_clip, seconds, bad)
+
+    def _repaired(self, store: TargetStore, videos: Mixture) -> list[int]:
+        """Shards that are there and lack videos which can be read by now."""
+        rows = {row: shard for shard in range(store.layout.shards) if store.has(shard) for row in store.bad_rows(shard)}
+        paths = {row: videos[row].path for row in rows if 0 <= row < len(videos)}
+        good = readable_now(sorted(paths.values()), self._session.cfg.CORPUS.DECODE_TIMEOUT)
+        return sorted({rows[row] for row, path in paths.items() if path in good})
 
     # ------------------------------------------------------------------------------------------------ shards
     def _make(self, store: TargetStore, videos: Mixture, shards: list[int]) -> None:

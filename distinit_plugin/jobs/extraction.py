@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,15 @@ from distinit_plugin.engine.evaluate import Finish, evaluation_mode
 from distinit_plugin.engine.features import POOLED, import_parquet, outputs_of, row_type, rows_of, write_rows
 from distinit_plugin.engine.progress import Advance
 from distinit_plugin.errors import UserError, VideoError
-from distinit_plugin.files import write_csv, write_text
+from distinit_plugin.files import read_json, why_unusable, write_csv, write_text
 from distinit_plugin.jobs.session import Session, example_views, open_session
 from distinit_plugin.jobs.trained import COMPUTING_KEYS, Trained, read_trained
 from distinit_plugin.types import BadVideo, Batch, Network
 from distinit_plugin.video.decode import open_video
 
 logger = logging.getLogger(__name__)
+
+_MAX_JSON_BYTES = 1 << 20
 
 SETTINGS_FILE = "settings.json"
 """Below the output: what all of its files have in common."""
@@ -240,10 +241,11 @@ def settle(output: Path, settings: Mapping[str, str], what: str = "features") ->
         write_text(path, json.dumps(dict(settings), indent=2) + "\n")
         return
     try:
-        known: Any = json.loads(path.read_text(encoding="utf-8"))
-        known = {str(key): str(value) for key, value in known.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not readable as settings of {what} ({error}). Name another --output.") from error
+        known = {key: str(value) for key, value in read_json(path, _MAX_JSON_BYTES).items()}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not readable as settings of {what} ({why_unusable(error)}). Name another --output."
+        ) from error
     differing = [key for key in settings if known.get(key) != settings[key]]
     if differing:
         told = "; ".join(f"{key}: {known.get(key, 'not known')} there, {settings[key]} now" for key in differing)

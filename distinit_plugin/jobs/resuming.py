@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from distinit_plugin.config.node import CfgNode, leaf_keys
 from distinit_plugin.engine import checkpoint, distributed
 from distinit_plugin.engine.state import RunState
 from distinit_plugin.errors import UserError, WeightsError, shown
+from distinit_plugin.jobs.repaired import readable_now
 from distinit_plugin.jobs.session import Session
-from distinit_plugin.video.check import inspect_video
-from distinit_plugin.video.isolated import Crash, run_isolated
 from distinit_plugin.weights import read_checkpoint
 
 NEUTRAL = (
@@ -63,9 +60,6 @@ SHOWN_KEYS = 20
 
 _PLACES = re.compile(r"CORPUS\.(TRAIN|VAL)\.[^.]+\.(?:PATH|ROOT)")
 """Keys that may change as long as the videos' names, order and labels stay what they were."""
-
-RECHECK_SECONDS = 60.0
-"""Time that a continued run takes to look whether bad videos can be read now."""
 
 logger = logging.getLogger(__name__)
 
@@ -163,16 +157,8 @@ def _forget_repaired(session: Session) -> None:
     account, cfg = session.bad_videos, session.cfg
     bad: list[str] = []
     if distributed.is_main():
-        begin = time.monotonic()
         unchanged = account.unchanged()
-        inspect = partial(inspect_video, timeout=cfg.CORPUS.DECODE_TIMEOUT or None)
-        reports = run_isolated(inspect, unchanged, num_workers=min(1, len(unchanged)), max_seconds=RECHECK_SECONDS)
-        good = set()
-        for path, report in reports:
-            if not isinstance(report, Crash) and not report.reason:
-                good.add(path)
-            if time.monotonic() - begin > RECHECK_SECONDS:
-                break
+        good = readable_now(unchanged, cfg.CORPUS.DECODE_TIMEOUT)
         bad = [path for path in unchanged if path not in good]
     account.keep_only(distributed.gather_objects(bad)[0])
 
@@ -262,6 +248,8 @@ def _same_past(before: CfgNode, now: CfgNode, steps: int, steps_per_epoch: int) 
 def _corpus_change(state: RunState, saved: Mapping[str, Any]) -> list[str]:
     """The lists of videos may have changed under the same configuration."""
     before = saved["distinit"].get("corpus_sizes", state.corpus_sizes)
+    if not (isinstance(before, list) and all(type(size) is int for size in before)):
+        return ["videos below CORPUS.TRAIN: the state is damaged and does not say how many there were"]
     if before != state.corpus_sizes:
         return [f"videos below CORPUS.TRAIN: {before} → {state.corpus_sizes}"]
     return [
@@ -279,7 +267,9 @@ def _is_moved(key: str, state: RunState, saved: Mapping[str, Any]) -> bool:
 
 def _digests(saved: Mapping[str, Any], use: str) -> Any:
     """``None`` in states of earlier versions."""
-    return saved["distinit"].get("corpus_digests", {}).get(use)
+    known = saved["distinit"].get("corpus_digests")
+    found = known.get(use) if isinstance(known, Mapping) else None
+    return found if isinstance(found, list) and all(isinstance(digest, str) for digest in found) else None
 
 
 def _saved_cfg(saved: Mapping[str, Any], path: Path) -> CfgNode:

@@ -304,18 +304,25 @@ class TargetStore:
         Raises:
             UserError: A list of reasons is damaged.
         """
-        self.bad = {}
-        for shard in range(self.layout.shards):
-            path = self.place(shard).with_suffix(".json")
-            if path.is_file():
-                try:
-                    self.bad |= {int(row): str(reason) for row, reason in read_json(path, _MAX_JSON_BYTES).items()}
-                except (OSError, ValueError) as error:
-                    raise UserError(
-                        f"{path} is damaged ({why_unusable(error)}). Remove {self.place(shard)}. {_AGAIN}."
-                    ) from error
+        self.bad = {row: reason for shard in range(self.layout.shards) for row, reason in self.bad_rows(shard).items()}
         self._complete = True
         self._write_index()
+
+    def bad_rows(self, shard: int) -> dict[int, str]:
+        """Row (of the store) → why it holds no numbers, of a shard that is there.
+
+        Raises:
+            UserError: The list of reasons is damaged.
+        """
+        path = self.place(shard).with_suffix(".json")
+        if not path.is_file():
+            return {}
+        try:
+            return {int(row): str(reason) for row, reason in read_json(path, _MAX_JSON_BYTES).items()}
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path} is damaged ({why_unusable(error)}). Remove {self.place(shard)}. {_AGAIN}."
+            ) from error
 
     def _write_index(self) -> None:
         values = {

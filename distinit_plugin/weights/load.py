@@ -166,7 +166,7 @@ def layout_hint(layout: Layout | None) -> str:
 
 
 def _hint(report: LoadReport) -> str:
-    if any(len(mismatch.file_shape) + 1 == len(mismatch.network_shape) for mismatch in report.mismatched):
+    if any((len(mismatch.file_shape), len(mismatch.network_shape)) == (4, 5) for mismatch in report.mismatched):
         return " Its kernels have no time axis: weights of an image network are inflated with INIT.INFLATE_FROM."
     return " Check the network's name, depth, width and variant."
 
