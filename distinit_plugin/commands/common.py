@@ -14,14 +14,15 @@ from distinit_plugin.config.node import CfgNode
 from distinit_plugin.errors import ConfigError
 
 
-def whole(least: int, most: int = 999_999_999) -> Callable[[str], int]:
-    """The type of a flag that takes whole numbers from ``least`` to ``most``."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers (of nine digits at most) from ``least`` to ``most``."""
+    upper = "" if most is None else f" and ≤ {most}"
 
     def parse(word: str) -> int:
-        if not re.fullmatch(r"[-+]?[0-9]{1,9}", word) or not least <= int(word) <= most:
-            upper = "" if len(str(most)) > 8 else f" and ≤ {most}"
+        value = int(word) if re.fullmatch(r"[-+]?[0-9]{1,9}", word) else None
+        if value is None or value < least or (most is not None and value > most):
             raise argparse.ArgumentTypeError(f"'{word[:40]}' is not allowed. Allowed: a whole number ≥ {least}{upper}")
-        return int(word)
+        return value
 
     return parse
 

@@ -142,13 +142,16 @@ def _raise_refusal(path: Path, error: BaseException) -> None:
 
     Readers of archives raise ``OSError``, too, without a number, and the system calls wrong offsets invalid.
     """
-    refused = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)
-    if refused or is_full_memory(error):
-        reason = "too little memory" if is_full_memory(error) else os.strerror(getattr(error, "errno", 0)).lower()
-        raise UserError(
-            f"the checkpoint {path} cannot be read now ({reason}), so that nobody knows whether it is good. Make it "
-            "readable, or move it away to do without it."
-        ) from error
+    if is_full_memory(error):
+        reason = "too little memory"
+    elif isinstance(error, OSError) and error.errno and error.errno not in (errno.EINVAL, errno.EOVERFLOW):
+        reason = os.strerror(error.errno).lower()
+    else:
+        return
+    raise UserError(
+        f"the checkpoint {path} cannot be read now ({reason}), so that nobody knows whether it is good. Make it "
+        "readable, or move it away to do without it."
+    ) from error
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -201,20 +204,20 @@ def _readable(path: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load_checkpoint(path)
         except WeightsError as error:
-            reason = str(error)
-    if not _may_be_whole(path):
-        place = move_file(path, path.parent / DAMAGED / path.name)
-        logger.warning("passing over the damaged checkpoint %s (%s), which is %s now", path, reason, place)
-    else:
+            logger.warning("passing over %s (%s)", path, error)
+            return None
+    if not _began_as_archive(path):
         logger.warning("passing over %s (%s)", path, reason)
+        return None
+    place = move_file(path, path.parent / DAMAGED / path.name)
+    logger.warning("passing over the damaged checkpoint %s (%s), which is %s now", path, reason, place)
     return None
 
 
-def _may_be_whole(path: Path) -> bool:
-    """Whether a file that is no good state is one of another kind: no archive (of an old torch), or a sound one."""
+def _began_as_archive(path: Path) -> bool:
+    """Whether a file is (a part of) what this program writes, also an empty one; old versions of torch wrote no zip."""
     with open(path, "rb") as file:
-        start = file.read(2)
-    return bool(start) and (start != b"PK" or damage(path) is None)
+        return file.read(2) in (b"", b"PK")
 
 
 def steps_done(state: Mapping[str, Any]) -> int:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from distinit_plugin.engine import distributed
 from distinit_plugin.engine.evaluate import evaluation_mode
 from distinit_plugin.engine.meters import duration_text, process_peak_memory
 from distinit_plugin.engine.train import Trainer
-from distinit_plugin.teachers.frozen import Frozen
+from distinit_plugin.teachers.frozen import module_of
 
 _GIB = 1024**3
 
@@ -131,8 +130,7 @@ def _costs(trainer: Trainer, views: Mapping[str, Tensor]) -> dict[str, NetworkCo
             continue
         with trainer.state.precision.autocast():
             macs = count_macs(network, own)
-        owner = cast(nn.Module, network.network) if isinstance(network, Frozen) else network
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in owner.parameters()]
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module_of(network).parameters()]
         costs[name] = NetworkCost(sum(size for size, _ in sizes), sum(size for size, grad in sizes if grad), macs)
     return costs
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from distinit_plugin.errors import UserError
 from distinit_plugin.jobs.corpora import Corpora
 from distinit_plugin.models.conv import Conv3d, check_convolutions
 from distinit_plugin.models.hardware import hardware_has_bf16
-from distinit_plugin.teachers.frozen import Frozen
+from distinit_plugin.teachers.frozen import module_of
 from distinit_plugin.types import Batch, Network, Split, ViewSpec
 
 logger = logging.getLogger(__name__)
@@ -105,8 +104,7 @@ class Session:
         """Move a network to the device, in the memory format of the job."""
         assert isinstance(network, nn.Module)
         network.to(self.device)
-        owner = network.network if isinstance(network, Frozen) else network
-        for parameter in cast(nn.Module, owner).parameters():
+        for parameter in module_of(network).parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
         return network

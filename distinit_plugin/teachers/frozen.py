@@ -116,6 +116,11 @@ class Frozen(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def module_of(network: Network | nn.Module) -> nn.Module:
+    """The module that has the parameters: of a frozen network the one that it holds."""
+    return cast(nn.Module, network.network if isinstance(network, Frozen) else network)
+
+
 def freeze(network: Network) -> Frozen:
     """Make a teacher of ``network``; a frozen one is returned as it is."""
     return network if isinstance(network, Frozen) else Frozen(network)
